@@ -1,0 +1,23 @@
+// Package memory owns guest-physical memory: where it lies, what backs it,
+// who may touch it and who hears of writes.
+//
+//	GPA 0                 3 GiB          4 GiB                       top
+//	 |------- low RAM -----|--- hole -----|--------- high RAM --------|
+//	 |      region 0       | PCI, ECAM,   |         region 1          |
+//	                         APICs
+//
+// A [Space] is made of one or two regions. Each region is one KVM memslot
+// whose host-virtual and guest-physical addresses are congruent modulo the
+// frame size (2 MiB, or 1 GiB when asked for), so that EPT/NPT can map a whole
+// large frame with one entry.
+//
+// Ownership: the Space owns the host mapping until [Space.Close]. Callers hold
+// slices returned by [Space.View] and [Space.Writable] only while they know the
+// Space to be open; the VM closes it last, after every vCPU and device worker
+// has been joined.
+//
+// Every write the VMM itself makes to guest memory is reported to the
+// [WriteObserver], because KVM's dirty log sees only the guest's writes: either
+// by writing with [Space.WriteAt], or by calling [Space.Wrote] after writing
+// through a slice and before telling the guest.
+package memory
