@@ -1,0 +1,59 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Discard gives the pages of [gpa, gpa+n) back to the host; they read as zeros
+// afterwards. The range is shrunk to whole host pages, which with hugetlbfs are
+// whole frames, so less than what was asked for may be given back. The observer
+// hears of the part that was.
+func (s *Space) Discard(gpa GPA, n uint64) error {
+	r := s.find(gpa, n)
+	if r == nil {
+		return fmt.Errorf("discard [%s, +%#x): %w", gpa, n, ErrOutOfRange)
+	}
+	page := s.hostPageSize()
+	start := (uint64(gpa) + page - 1) &^ (page - 1)
+	end := (uint64(gpa) + n) &^ (page - 1)
+	if start >= end {
+		return nil
+	}
+	off := start - uint64(r.Start)
+	if err := r.discard(off, end-start); err != nil {
+		return fmt.Errorf("discard [%s, +%#x): %w", gpa, n, err)
+	}
+	s.Wrote(GPA(start), end-start)
+	return nil
+}
+
+// Clear gives all pages back to the host: RAM as at power-on.
+func (s *Space) Clear() error {
+	var errs []error
+	for i := range s.regions {
+		errs = append(errs, s.Discard(s.regions[i].Start, s.regions[i].Size))
+	}
+	return errors.Join(errs...)
+}
+
+// hostPageSize is the unit in which the host can take memory back.
+func (s *Space) hostPageSize() uint64 {
+	switch s.config.HugePages {
+	case HugePages2M:
+		return LargeFrameSize
+	case HugePages1G:
+		return HugeFrameSize
+	}
+	return PageSize
+}
+
+// discard drops [off, off+n) of the region.
+func (r *Region) discard(off, n uint64) error {
+	if r.FD >= 0 {
+		return unix.Fallocate(r.FD, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Offset+int64(off), int64(n))
+	}
+	return unix.Madvise(r.mem[off:off+n], unix.MADV_DONTNEED)
+}
