@@ -139,18 +139,3 @@ type Loaded struct {
 	// E820 is the memory map that the kernel was given.
 	E820 []E820Entry
 }
-
-// E820Type classifies a range of the memory map (ACPI 6.5, 15.1).
-type E820Type uint32
-
-// The types that ditto uses.
-const (
-	E820RAM      E820Type = 1
-	E820Reserved E820Type = 2
-)
-
-// E820Entry is one range of the memory map.
-type E820Entry struct {
-	memory.Range
-	Type E820Type
-}
