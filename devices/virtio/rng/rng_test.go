@@ -25,6 +25,21 @@ func sequence() Source {
 	}
 }
 
+func TestConformance(t *testing.T) {
+	virtiotest.Conformance(t, virtiotest.Subject{
+		New:     func(testing.TB) virtio.Device { return New(Config{}) },
+		Drained: []int{0},
+		Request: func(tb testing.TB, d *virtiotest.Driver) {
+			if got := d.Queue(0).Do(nil, 16); len(got) != 16 {
+				tb.Errorf("got %d bytes, want 16", len(got))
+			}
+		},
+		Chain: func(d *virtiotest.Driver, _ int) []virtiotest.Segment {
+			return []virtiotest.Segment{{GPA: d.Alloc(64, 16), Len: 64, Write: true}}
+		},
+	})
+}
+
 func TestRequests(t *testing.T) {
 	d := virtiotest.NewDriver(t, New(Config{Source: sequence()}))
 	d.Start(virtio.TransportFeatures, 8)
