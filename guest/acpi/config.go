@@ -6,8 +6,9 @@ import (
 
 // Config describes the machine to its guest.
 type Config struct {
-	// Area is where the tables are put; the RSDP is at its start. Below
-	// 1 MiB, at least 64 KiB, 16-byte aligned, not usable RAM in E820.
+	// Area is where the tables are put; the RSDP is at its start. It is
+	// 16-byte aligned, in the firmware area from 0xe0000 to 1 MiB, where a
+	// kernel that is not told looks for the RSDP. 64 CPUs need 4 KiB.
 	Area memory.Range
 
 	// APICIDs holds the local APIC ID of each CPU, the boot CPU first.
