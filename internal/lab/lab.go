@@ -77,7 +77,7 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	begin := time.Now()
-	k, modulesRoot, modulesCPIO, err := prepare(ctx, o)
+	c, err := prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -94,18 +94,18 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 			_ = l.release()
 		}
 	}()
-	cfg := wire.Config{Hostname: "lab", ModulesRoot: modulesRoot, THP: o.THP, KVMGroup: kvmGroup()}
-	if err := l.makeFiles(ctx, cfg, modulesCPIO); err != nil {
+	cfg := wire.Config{Hostname: "lab", ModulesRoot: c.modulesRoot, THP: o.THP, KVMGroup: kvmGroup()}
+	if err := l.makeFiles(ctx, cfg, c.modules); err != nil {
 		return nil, err
 	}
-	args := qemuArgs(o, k.Image, l.tmp.join("initrd"), l.tmp.join("scratch"), l.tmp.join("share"), l.tmp.join("console"), MaxRuns)
+	args := qemuArgs(o, c.image, l.tmp.join("initrd"), l.tmp.join("scratch"), l.tmp.join("share"), l.tmp.join("console"), MaxRuns)
 	if l.vm, l.conns, err = startQEMU(args, MaxRuns); err != nil {
 		return nil, err
 	}
 	if err := l.awaitReady(ctx); err != nil {
 		return nil, err
 	}
-	l.log.Info("lab is up", "kernel", k.Version, "dur", time.Since(begin))
+	l.log.Info("lab is up", "kernel", c.kernel.Version, "dur", time.Since(begin))
 	return l, nil
 }
 

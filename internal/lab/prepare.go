@@ -15,74 +15,109 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"ditto.vm/images/cache"
+	"ditto.vm/images/debian"
 	"ditto.vm/images/kernel"
 )
 
-// bootModules are loaded by the lab's init, before anything else runs. Built-in
-// ones are skipped.
-var bootModules = []string{
-	"netfs", "9pnet", "9pnet_virtio", "9p", "overlay",
-	"crc32c_generic", "crc32c_intel", "virtio_blk", "ext4",
-	"irqbypass", "kvm", "ccp", "kvm_amd",
-	"tun", "bridge", "veth", "virtio_net", "af_packet", "loop",
+// bootModules are loaded by the lab's init. The first group is what the root
+// file system needs; the others are loaded beside each other while the root is
+// being mounted. Built-in ones are skipped.
+var bootModules = [][]string{
+	{"netfs", "9pnet", "9pnet_virtio", "9p", "overlay"},
+	{"irqbypass", "kvm", "ccp", "kvm_amd"},
+	{"crc32c_generic", "crc32c_intel", "virtio_blk", "ext4"},
 }
 
 // demandModules must exist in the lab's kernel; they are loaded when first used
 // or by modprobe.
 var demandModules = []string{
-	"vhost_net", "vhost_vsock", "zram", "sch_tbf", "sch_netem", "sch_htb",
-	"dm_flakey", "nfsd", "nfs", "nbd", "hwpoison_inject", "ib_uverbs", "rdma_rxe", "rdma_ucm",
+	"tun", "bridge", "veth", "virtio_net", "af_packet", "loop", "zram", "nbd",
+	"vhost_net", "vhost_vsock", "sch_tbf", "sch_netem", "sch_htb", "dm_flakey", "nfsd", "nfs",
+	"hwpoison_inject", "ib_uverbs", "rdma_rxe", "rdma_ucm",
 }
 
+// cached is what is kept for a kernel.
+type cached struct {
+	kernel      kernel.Kernel
+	image       string // to boot: decompressed if possible
+	modules     string // cpio archive of the boot modules
+	modulesRoot string // folder to put over /lib/modules
+}
+
+// layout is the version of what prepare makes; a change makes it anew.
+const layout = "2"
+
 // prepare finds the kernel and makes what is kept in the cache for it.
-func prepare(ctx context.Context, o Options) (k kernel.Kernel, modulesRoot, modulesCPIO string, err error) {
-	k, err = kernel.NewStore(o.CacheDir, o.Progress).Ensure(ctx, o.Kernel)
+func prepare(ctx context.Context, o Options) (cached, error) {
+	k, err := kernel.NewStore(o.CacheDir, o.Progress).Ensure(ctx, o.Kernel)
 	if err != nil {
-		return k, "", "", fmt.Errorf("lab: %w", err)
+		return cached{}, fmt.Errorf("lab: %w", err)
 	}
 	if k.ModulesDir == "" {
-		return k, "", "", fmt.Errorf("lab: no modules found for kernel %s", k.Image)
+		return cached{}, fmt.Errorf("lab: no modules found for kernel %s", k.Image)
 	}
 	root := o.CacheDir
 	if root == "" {
 		root = cache.Dir()
 	}
-	// The folder's name changes with the package and with the lists above.
-	sum := sha256.Sum256([]byte(k.ModulesDir + "\n" + strings.Join(bootModules, " ") + "\n" + strings.Join(demandModules, " ")))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", layout, k.ModulesDir, bootModules, demandModules))
 	dir := filepath.Join(root, "lab", k.Version+"-"+hex.EncodeToString(sum[:6]))
-	if o.Progress != nil {
-		o.Progress.Report("prepare kernel modules", 0)
-	}
 	err = cache.MakeDir(ctx, dir, func(tmp string) error {
+		const what = "prepare the lab's kernel"
+		report(o.Progress, what, 0)
 		if err := packModules(k, filepath.Join(tmp, "modules.cpio")); err != nil {
 			return err
 		}
-		return indexModules(ctx, k, filepath.Join(tmp, "root"))
+		report(o.Progress, what, 0.5)
+		if err := indexModules(ctx, k, filepath.Join(tmp, "root")); err != nil {
+			return err
+		}
+		if err := decompressKernel(k.Image, filepath.Join(tmp, "kernel")); err != nil {
+			return err
+		}
+		report(o.Progress, what, 1)
+		return nil
 	})
 	if err != nil {
-		return k, "", "", fmt.Errorf("lab: %w", err)
+		return cached{}, fmt.Errorf("lab: %w", err)
 	}
-	if o.Progress != nil {
-		o.Progress.Report("prepare kernel modules", 1)
-	}
-	return k, filepath.Join(dir, "root", "lib", "modules"), filepath.Join(dir, "modules.cpio"), nil
+	return cached{
+		kernel:      k,
+		image:       filepath.Join(dir, "kernel"),
+		modules:     filepath.Join(dir, "modules.cpio"),
+		modulesRoot: filepath.Join(dir, "root", "lib", "modules"),
+	}, nil
 }
 
-// packModules writes the first part of the initramfs: the boot modules, named
-// so that they sort in the order in which they are loaded.
+func report(p debian.Progress, what string, fraction float64) {
+	if p != nil {
+		p.Report(what, fraction)
+	}
+}
+
+// packModules writes a part of the initramfs: the boot modules, named by group
+// and so that they sort in the order in which they are loaded.
 func packModules(k kernel.Kernel, path string) error {
 	for _, name := range demandModules {
 		if !k.HasModule(name) {
 			return fmt.Errorf("kernel %s lacks the module %s: the lab needs a generic kernel", k.Version, name)
 		}
 	}
-	mods, err := k.Modules(bootModules...)
-	if err != nil {
-		return err
-	}
 	records := []cpio.Record{cpio.Directory("modules", 0o755)}
-	for i, m := range mods {
-		records = append(records, cpio.StaticFile(fmt.Sprintf("modules/%03d-%s.ko", i, m.Name), string(m.Data), 0o644))
+	packed := map[string]bool{}
+	for group, names := range bootModules {
+		mods, err := k.Modules(names...)
+		if err != nil {
+			return err
+		}
+		for i, m := range mods {
+			if packed[m.Name] {
+				continue
+			}
+			packed[m.Name] = true
+			name := fmt.Sprintf("modules/%d-%03d-%s.ko", group, i, m.Name)
+			records = append(records, cpio.StaticFile(name, string(trimModule(m.Data)), 0o644))
+		}
 	}
 	return writeCPIO(path, records)
 }

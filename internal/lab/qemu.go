@@ -38,7 +38,7 @@ func qemuArgs(o Options, k, initrd, scratch, share, log string, ports int) []str
 		"-m", strconv.Itoa(o.MemoryMiB),
 		"-kernel", k, "-initrd", initrd,
 		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable " +
-			"random.trust_cpu=on cryptomgr.notests " + o.Append),
+			"random.trust_cpu=on cryptomgr.notests apparmor=0 initcall_blacklist=jent_mod_init,bpf_tcp_ca_kfunc_init " + o.Append),
 		"-chardev", "file,id=log,path=" + escape(log), "-serial", "chardev:log",
 		"-virtfs", "local,path=/,mount_tag=" + wire.HostTag + ",security_model=none,readonly=on,multidevs=remap",
 		"-virtfs", "local,path=" + escape(share) + ",mount_tag=" + wire.ShareTag + ",security_model=none,multidevs=remap",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,8 +17,9 @@ import (
 // maxFiles is the hard limit on open files that commands inherit.
 const maxFiles = 1 << 20
 
-// settle does what can be done once the root is in place. Nothing here is fatal.
-func (s *setup) settle() {
+// settle does what can be done once the root is in place, and last what needs
+// the modules that modulesLoaded waits for. Nothing here is fatal.
+func (s *setup) settle(modulesLoaded func()) {
 	s.note(unix.Sethostname([]byte(s.cfg.Hostname)))
 	s.note(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: maxFiles}))
 	s.note(loopbackUp())
@@ -25,8 +27,7 @@ func (s *setup) settle() {
 	s.note(set("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +io +memory +pids"))
 	s.note(set("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))
 	s.note(bindModules(s.cfg.ModulesRoot))
-	s.note(s.openDevices())
-	s.note(s.disks())
+	s.note(staticNodes())
 	for link, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2",
 	} {
@@ -34,6 +35,9 @@ func (s *setup) settle() {
 			s.note(err)
 		}
 	}
+	modulesLoaded()
+	s.note(s.openDevices())
+	s.note(s.disks())
 }
 
 func set(path, value string) error {
@@ -62,6 +66,36 @@ func bindModules(dir string) error {
 	}
 	if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", target, err)
+	}
+	return nil
+}
+
+// staticNodes makes the device nodes whose opening loads a module, as
+// kmod static-nodes does ("tun net/tun c10:200" in modules.devname).
+func staticNodes() error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join("/lib/modules", unix.ByteSliceToString(uts.Release[:]), "modules.devname"))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		var module, name string
+		var kind byte
+		var major, minor uint32
+		if _, err := fmt.Sscanf(line, "%s %s %c%d:%d", &module, &name, &kind, &major, &minor); err != nil || kind != 'c' {
+			continue // a comment, or a block device that appears with its module
+		}
+		path := filepath.Join("/dev", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		err := unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(major, minor)))
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make %s: %w", path, err)
+		}
 	}
 	return nil
 }

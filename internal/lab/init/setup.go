@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +14,9 @@ import (
 
 // setup builds the machine's file tree and settings, once.
 type setup struct {
-	cfg    wire.Config
+	cfg wire.Config
+
+	mu     sync.Mutex
 	errors []string // what failed without being fatal
 }
 
@@ -73,29 +75,43 @@ func (s *setup) run() error {
 	if s.cfg, err = readConfig(); err != nil {
 		return err
 	}
-	if err := s.loadModules(); err != nil {
+	groups, err := openModules()
+	if err != nil {
 		return err
 	}
-	for _, m := range root {
-		if err := m.mount(); err != nil {
-			return err
-		}
-		if m.target == overlay {
-			for _, dir := range []string{"upper", "work"} {
-				if err := os.Mkdir(filepath.Join(overlay, dir), 0o755); err != nil {
-					return err
-				}
-			}
-		}
+	if len(groups) == 0 {
+		return errors.New("the initramfs holds no modules")
 	}
-	if err := moveIn(); err != nil {
+	if err := groups[0].load(); err != nil {
+		return err
+	}
+	wait := s.loadBeside(groups[1:])
+	if err := mountRoot(); err != nil {
 		return err
 	}
 	for _, m := range late {
 		s.note(m.mount())
 	}
-	s.settle()
+	s.settle(wait)
 	return nil
+}
+
+// mountRoot makes the file tree and moves into it.
+func mountRoot() error {
+	for _, m := range root {
+		if err := m.mount(); err != nil {
+			return err
+		}
+		if m.target != overlay {
+			continue
+		}
+		for _, dir := range []string{"upper", "work"} {
+			if err := os.Mkdir(filepath.Join(overlay, dir), 0o755); err != nil {
+				return err
+			}
+		}
+	}
+	return moveIn()
 }
 
 // mount makes the target and mounts on it.
@@ -113,9 +129,6 @@ func (m mountStep) mount() error {
 // the kernel's own helpers (modprobe). pivot_root does not work on an initramfs
 // (Documentation/filesystems/ramfs-rootfs-initramfs.rst).
 func moveIn() error {
-	if err := os.RemoveAll(wire.ModulesPath); err != nil {
-		return err
-	}
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
@@ -128,40 +141,11 @@ func moveIn() error {
 	return os.Chdir("/")
 }
 
-// loadModules loads the modules of the initramfs in the order of their names.
-func (s *setup) loadModules() error {
-	entries, err := os.ReadDir(wire.ModulesPath)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := loadModule(filepath.Join(wire.ModulesPath, e.Name())); err != nil {
-			return fmt.Errorf("load module %s: %w", e.Name(), err)
-		}
-	}
-	return nil
-}
-
-func loadModule(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	params := ""
-	if strings.HasSuffix(path, "kvm_amd.ko") {
-		params = "npt=1 nested=1"
-	}
-	err = unix.FinitModule(int(f.Fd()), params, 0)
-	if errors.Is(err, unix.EEXIST) {
-		return nil
-	}
-	return err
-}
-
 // note records a failure that is not fatal.
 func (s *setup) note(err error) {
 	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.errors = append(s.errors, err.Error())
 	}
 }
