@@ -20,7 +20,7 @@ const (
 	MaxChainLength = 1024
 	// MaxChainBytes bounds the buffers of one chain. Drivers send at most
 	// 32 MiB (U-Boot's longest disk read); the cap keeps one request from
-	// holding a worker for long.
+	// holding a worker for long. [Queue.SetMaxChainBytes] changes it.
 	MaxChainBytes = 64 << 20
 )
 
@@ -60,7 +60,11 @@ type QueueConfig struct {
 type QueueHooks struct {
 	// Features are the negotiated bits.
 	Features uint64
-	// KickFD is the eventfd that the driver's notifications signal.
+	// SetMaxChainBytes replaces [MaxChainBytes] for this queue: a balloon's free
+// page reports name far more memory than they make the device touch.
+func (q *Queue) SetMaxChainBytes(n uint64) { q.maxBytes = n }
+
+// KickFD is the eventfd that the driver's notifications signal.
 	KickFD int
 	// Interrupt tells the driver to look at the used ring.
 	Interrupt func()
@@ -78,6 +82,7 @@ type Queue struct {
 	at    QueueConfig
 
 	size, mask uint16
+	maxBytes   uint64 // of one chain
 	eventIdx   bool
 	indirect   bool
 	broken     bool
@@ -111,7 +116,7 @@ func NewQueue(mem *memory.Space, index int, at QueueConfig, hooks QueueHooks) (*
 	}
 	q := &Queue{
 		mem: mem, hooks: hooks, index: index, at: at,
-		size: at.Size, mask: at.Size - 1,
+		size: at.Size, mask: at.Size - 1, maxBytes: MaxChainBytes,
 		eventIdx:  hooks.Features&FeatureEventIdx != 0,
 		indirect:  hooks.Features&FeatureIndirectDesc != 0,
 		nextAvail: at.NextAvail, seenAvail: at.NextAvail,

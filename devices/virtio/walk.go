@@ -85,8 +85,8 @@ func (q *Queue) addBuffer(c *Chain, d descriptor) bool {
 		q.fail("buffer of no bytes at %s", d.addr)
 		return false
 	}
-	if c.ReadableBytes+c.WritableBytes+n > MaxChainBytes {
-		q.fail("chain of more than %d bytes", MaxChainBytes)
+	if c.ReadableBytes+c.WritableBytes+n > q.maxBytes {
+		q.fail("chain of more than %d bytes", q.maxBytes)
 		return false
 	}
 	data, err := q.mem.View(d.addr, n)
