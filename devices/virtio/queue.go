@@ -60,11 +60,7 @@ type QueueConfig struct {
 type QueueHooks struct {
 	// Features are the negotiated bits.
 	Features uint64
-	// SetMaxChainBytes replaces [MaxChainBytes] for this queue: a balloon's free
-// page reports name far more memory than they make the device touch.
-func (q *Queue) SetMaxChainBytes(n uint64) { q.maxBytes = n }
-
-// KickFD is the eventfd that the driver's notifications signal.
+	// KickFD is the eventfd that the driver's notifications signal.
 	KickFD int
 	// Interrupt tells the driver to look at the used ring.
 	Interrupt func()
@@ -141,6 +137,10 @@ func (q *Queue) Index() int { return q.index }
 
 // Size is the number of entries, a power of two.
 func (q *Queue) Size() int { return int(q.size) }
+
+// SetMaxChainBytes replaces [MaxChainBytes] for this queue: a balloon's free
+// page reports name far more memory than they make the device touch.
+func (q *Queue) SetMaxChainBytes(n uint64) { q.maxBytes = n }
 
 // KickFD is the eventfd that becomes readable when the driver kicks the
 // queue. A [Worker] waits on it; others need not touch it.
