@@ -493,7 +493,7 @@ func FuzzRegisters(f *testing.F) {
 				b.outb(register, v)
 			case 3:
 				if s := b.State(); s.MCR&mcrLoop == 0 && len(s.Received) < b.capacity() {
-					b.input(string(v))
+					b.input(string([]byte{v}))
 				}
 			}
 			s := b.State()
