@@ -65,6 +65,14 @@ func (s *System) ProbeLinux() (Linux, error) {
 		return Linux{}, fmt.Errorf("probe whether Linux runs: %w", err)
 	}
 	defer vcpu.Close()
+	cpuid, err := s.SupportedCPUID()
+	if err != nil {
+		return Linux{}, fmt.Errorf("probe whether Linux runs: %w", err)
+	}
+	// Without a CPUID the CPU has no long mode and refuses its registers.
+	if err := vcpu.SetCPUID(cpuid); err != nil {
+		return Linux{}, fmt.Errorf("probe whether Linux runs: %w", err)
+	}
 	if err := vcpu.enterProbe(); err != nil {
 		return Linux{}, fmt.Errorf("probe whether Linux runs: %w", err)
 	}

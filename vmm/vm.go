@@ -1,0 +1,292 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ditto.vm/devices"
+	"ditto.vm/guest/boot"
+	"ditto.vm/memory"
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/kvm"
+)
+
+// State is where a VM stands in its life.
+type State string
+
+// The states of a VM.
+const (
+	StateCreated State = "created"
+	StateRunning State = "running"
+	StatePaused  State = "paused"
+	StateStopped State = "stopped"
+)
+
+// ErrState is wrapped when an operation does not fit the VM's state.
+var ErrState = errors.New("not possible in this state")
+
+// Options are what a VM needs from its surroundings.
+type Options struct {
+	Log *slog.Logger
+	// Console receives what the guest writes to its console. Writes may block
+	// for a while; the guest is then slowed down.
+	Console io.Writer
+}
+
+// VM is one virtual machine. Its methods may be called from any goroutine.
+type VM struct {
+	cfg  config.Config
+	log  *slog.Logger
+	sys  *kvm.System
+	kvm  *kvm.VM
+	mem  *memory.Space
+	irqs *interrupts
+
+	ports, mmio devices.Bus
+	unclaimed   atomic.Uint64 // accesses that no device answered
+
+	vcpus      []*vcpu
+	cpuid      []kvm.CPUIDEntry
+	msrIndices []uint32
+	reset0     resetState
+	stats      *kvm.Stats
+
+	source   bootSource
+	platform platform
+	pci      pciDevices
+	cleanup  closers
+
+	requests chan request  // to the supervisor
+	ended    chan struct{} // closed when the guest has ended and all is joined
+
+	mu        sync.Mutex // serializes lifecycle operations; guards what follows
+	state     State
+	started   time.Time
+	loaded    *boot.Loaded
+	exit      Exit
+	resets    int
+	endReason *Exit // set by the first request to end
+}
+
+// request asks the supervisor for what a vCPU thread or worker cannot do
+// itself.
+type request int
+
+const (
+	requestReset request = iota + 1
+	requestPowerOff
+	requestPanicked
+	requestEnd // the reason is already recorded
+)
+
+// ExitReason is why a guest has ended.
+type ExitReason string
+
+// The reasons.
+const (
+	ExitPowerOff ExitReason = "poweroff" // the guest powered itself off
+	ExitReboot   ExitReason = "reboot"   // it rebooted, and reboots end it
+	ExitPanicked ExitReason = "panic"    // its kernel panicked
+	ExitKilled   ExitReason = "killed"   // the user ended it
+	ExitFailed   ExitReason = "error"    // it could not go on
+	ExitStatus   ExitReason = "status"   // a payload ended with a status
+)
+
+// Exit says how a guest ended.
+type Exit struct {
+	Reason ExitReason
+	Status uint32 // of ExitStatus
+	Err    error  // of ExitFailed
+}
+
+// request hands r to the supervisor. It never blocks: the supervisor is either
+// about to serve a request or ending.
+func (m *VM) request(r request) {
+	select {
+	case m.requests <- r:
+	case <-m.ended:
+	default:
+		// A request is queued already; a reset after a reset is one reset,
+		// and nothing overtakes an end.
+	}
+}
+
+// end records why the guest ends, if nothing did before, and asks for it.
+func (m *VM) end(e Exit) {
+	m.mu.Lock()
+	if m.endReason == nil {
+		m.endReason = &e
+	}
+	m.mu.Unlock()
+	select {
+	case m.requests <- requestEnd:
+	case <-m.ended:
+	}
+}
+
+// vcpuFailed implements [exitHandler].
+func (m *VM) vcpuFailed(c *vcpu, err error) {
+	m.log.Error("guest stopped", "vcpu", c.id, "err", err)
+	// The supervisor joins this thread, so it must not wait for it.
+	go m.end(Exit{Reason: ExitFailed, Err: err})
+}
+
+// Start loads the kernel and lets the guest run.
+func (m *VM) Start(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != StateCreated {
+		return fmt.Errorf("start: VM is %s: %w", m.state, ErrState)
+	}
+	if err := m.load(); err != nil {
+		return err
+	}
+	for _, c := range m.vcpus {
+		c.start()
+	}
+	go m.supervise()
+	m.started = time.Now()
+	m.state = StateRunning
+	return m.resumeVCPUs(ctx)
+}
+
+// Pause stops the guest: first the vCPUs, then the devices, whose requests in
+// flight are finished. Pausing a paused VM does nothing.
+func (m *VM) Pause(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.state {
+	case StatePaused:
+		return nil
+	case StateRunning:
+	default:
+		return fmt.Errorf("pause: VM is %s: %w", m.state, ErrState)
+	}
+	if err := m.pauseVCPUs(ctx); err != nil {
+		return errors.Join(fmt.Errorf("pause: %w", err), m.resumeVCPUs(context.WithoutCancel(ctx)))
+	}
+	m.pci.pause()
+	m.state = StatePaused
+	return nil
+}
+
+// Resume lets a paused guest run on. The guest's watchdogs are told of the
+// pause.
+func (m *VM) Resume(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.state {
+	case StateRunning:
+		return nil
+	case StatePaused:
+	default:
+		return fmt.Errorf("resume: VM is %s: %w", m.state, ErrState)
+	}
+	if err := m.pci.resume(); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	for _, c := range m.vcpus {
+		if err := c.do(ctx, c.kvm.KVMClockCtrl); err != nil {
+			m.log.Warn("cannot tell the guest of the pause", "vcpu", c.id, "err", err)
+		}
+	}
+	m.state = StateRunning
+	if err := m.resumeVCPUs(ctx); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	return nil
+}
+
+// pauseVCPUs brings every vCPU out of the guest. All are kicked before the
+// first is waited for. Preconditions: mu is held.
+func (m *VM) pauseVCPUs(ctx context.Context) error {
+	errs := make(chan error, len(m.vcpus))
+	for _, c := range m.vcpus {
+		go func() { errs <- c.pause(ctx) }()
+	}
+	var all error
+	for range m.vcpus {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}
+
+// resumeVCPUs lets every vCPU enter the guest. Preconditions: mu is held.
+func (m *VM) resumeVCPUs(ctx context.Context) error {
+	var all error
+	for _, c := range m.vcpus {
+		all = errors.Join(all, c.resume(ctx))
+	}
+	return all
+}
+
+// PowerButton presses the ACPI power button. What follows is up to the guest.
+func (m *VM) PowerButton() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != StateRunning {
+		return fmt.Errorf("power button: VM is %s: %w", m.state, ErrState)
+	}
+	m.platform.ged.PressPowerButton()
+	return nil
+}
+
+// Stop presses the power button and kills the guest when it has not ended
+// within grace. It reports whether the guest ended by itself.
+func (m *VM) Stop(ctx context.Context, grace time.Duration) (bool, error) {
+	if err := m.PowerButton(); err == nil {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-m.ended:
+			return true, nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-timer.C:
+		}
+	}
+	m.Kill()
+	select {
+	case <-m.ended:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// Kill ends the guest at once. Disks are flushed, the guest is not asked.
+func (m *VM) Kill() { m.end(Exit{Reason: ExitKilled}) }
+
+// Wait returns how the guest ended, after every thread and worker has been
+// joined.
+func (m *VM) Wait(ctx context.Context) (Exit, error) {
+	select {
+	case <-m.ended:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.exit, nil
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
+}
+
+// Close ends the guest if it still runs and frees everything.
+func (m *VM) Close() error {
+	m.mu.Lock()
+	state := m.state
+	m.mu.Unlock()
+	if state == StateRunning || state == StatePaused {
+		m.Kill()
+		<-m.ended
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state = StateStopped
+	return m.cleanup.close()
+}

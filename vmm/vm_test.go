@@ -1,0 +1,269 @@
+package vmm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/kvm"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// requireKVM skips without a usable /dev/kvm, or fails when there must be one.
+func requireKVM(t testing.TB) {
+	t.Helper()
+	s, err := kvm.Open()
+	if err == nil {
+		_ = s.Close()
+		return
+	}
+	if os.Getenv("DITTO_REQUIRE_KVM") != "" {
+		t.Fatal(err)
+	}
+	t.Skipf("%v; try: run as a member of the kvm group on a machine with KVM", err)
+}
+
+// console collects what a guest prints.
+type console struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{} // signalled at every write
+}
+
+func newConsole() *console { return &console{more: make(chan struct{}, 1)} }
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case c.more <- struct{}{}:
+	default:
+	}
+	return c.text.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.text.String()
+}
+
+// payloadConfig is a small machine without devices that boots a payload.
+func payloadConfig(spec string) config.Config {
+	c := config.Default()
+	c.Name = "test"
+	c.Memory.Size = 16 << 20
+	c.Kernel = PayloadPrefix + spec
+	c.Nets, c.RNG, c.Balloon.Enabled = nil, false, false
+	return c
+}
+
+// newVM makes a VM that the test closes.
+func newVM(t testing.TB, c config.Config, out *console) *VM {
+	t.Helper()
+	requireKVM(t)
+	m, err := New(t.Context(), c, Options{Console: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// deadline bounds one guest of a test.
+func deadline(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestPayloadRunsToItsEnd(t *testing.T) {
+	out := newConsole()
+	m := newVM(t, payloadConfig("hello"), out)
+	ctx := deadline(t)
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := m.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit.Reason != ExitStatus || exit.Status != 0 {
+		t.Errorf("exit %+v, want status 0", exit)
+	}
+	if got := out.String(); !strings.Contains(got, "hello") {
+		t.Errorf("console %q, want a greeting", got)
+	}
+	stats, err := m.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats.Exits["io"] == 0 {
+		t.Errorf("exits %v, want some by I/O", stats.Exits)
+	}
+}
+
+func TestPauseStopsTheGuest(t *testing.T) {
+	m := newVM(t, payloadConfig("spin"), newConsole())
+	ctx := deadline(t)
+	if err := m.Pause(ctx); !errors.Is(err, ErrState) {
+		t.Errorf("pause before the start: %v, want ErrState", err)
+	}
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := m.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		before := instructionPointer(t, m)
+		runtime.Gosched()
+		if after := instructionPointer(t, m); after != before {
+			t.Fatalf("a paused vCPU moved from %#x to %#x", before, after)
+		}
+		if err := m.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Kill()
+	exit, err := m.Wait(ctx)
+	if err != nil || exit.Reason != ExitKilled {
+		t.Errorf("exit %+v, %v, want killed", exit, err)
+	}
+	if err := m.Resume(ctx); !errors.Is(err, ErrState) {
+		t.Errorf("resume after the end: %v, want ErrState", err)
+	}
+}
+
+func instructionPointer(t *testing.T, m *VM) uint64 {
+	t.Helper()
+	var rip uint64
+	err := m.vcpus[0].do(t.Context(), func() error {
+		r, err := m.vcpus[0].kvm.Regs()
+		rip = r.RIP + r.RAX + r.RCX
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rip
+}
+
+func TestStopKillsWhatDoesNotListen(t *testing.T) {
+	m := newVM(t, payloadConfig("spin"), newConsole())
+	ctx := deadline(t)
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	clean, err := m.Stop(ctx, 10*time.Millisecond)
+	if err != nil || clean {
+		t.Errorf("Stop() = %v, %v, want a kill", clean, err)
+	}
+}
+
+// TestBootsLeaveNothing: descriptors, goroutines and memory are as before after
+// many guests.
+func TestBootsLeaveNothing(t *testing.T) {
+	requireKVM(t)
+	boots := 20
+	if os.Getenv("DITTO_PROVE") != "" {
+		boots = 200
+	}
+	boot := func() {
+		out := newConsole()
+		m, err := New(t.Context(), payloadConfig("hello"), Options{Console: out})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := deadline(t)
+		if err := m.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := m.Wait(ctx); err != nil || exit.Reason != ExitStatus {
+			t.Fatalf("exit %+v, %v", exit, err)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boot() // whatever the runtime keeps for good
+	fds, goroutines, mapped := countFDs(t), runtime.NumGoroutine(), mappings(t)
+	for range boots {
+		boot()
+	}
+	if got := countFDs(t); got != fds {
+		t.Errorf("%d descriptors after %d boots, %d before", got, boots, fds)
+	}
+	if got := runtime.NumGoroutine(); got != goroutines {
+		t.Errorf("%d goroutines after %d boots, %d before", got, boots, goroutines)
+	}
+	// A leaked guest would show as two mappings or more a boot; the runtime's
+	// own arenas and thread stacks add a few in all.
+	if got := mappings(t); got >= mapped+boots {
+		t.Errorf("%d mappings after %d boots, %d before", got, boots, mapped)
+	}
+}
+
+func countFDs(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func mappings(t *testing.T) int {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(maps, []byte{'\n'})
+}
+
+// TestNewFailures: a machine that cannot be made says why and leaves nothing.
+func TestNewFailures(t *testing.T) {
+	requireKVM(t)
+	for _, tt := range []struct {
+		name   string
+		change func(*config.Config)
+		want   string
+	}{
+		{"no kernel", func(c *config.Config) { c.Kernel = "/nonexistent/vmlinuz" }, "/nonexistent/vmlinuz"},
+		{"no such payload", func(c *config.Config) { c.Kernel = PayloadPrefix + "no-such" }, "no-such"},
+		{"too many CPUs", func(c *config.Config) { c.CPUs = 100000 }, "vCPUs"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := payloadConfig("hello")
+			tt.change(&c)
+			fds := countFDs(t)
+			m, err := New(t.Context(), c, Options{Console: newConsole()})
+			if err == nil {
+				_ = m.Close()
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %q does not name %q", err, tt.want)
+			}
+			if got := countFDs(t); got != fds {
+				t.Errorf("%d descriptors after the failure, %d before", got, fds)
+			}
+		})
+	}
+}
