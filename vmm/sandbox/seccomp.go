@@ -142,8 +142,9 @@ func applySeccomp(p Policy) error {
 	// the others by TSYNC.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	for _, policy := range policies(p, os.Getpid()) {
-		filter := seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: policy}
+	for i, policy := range policies(p, os.Getpid()) {
+		// Once is enough, and the filters forbid setting it again.
+		filter := seccomp.Filter{NoNewPrivs: i == 0, Flag: seccomp.FilterFlagTSync, Policy: policy}
 		if err := seccomp.LoadFilter(filter); err != nil {
 			return fmt.Errorf("seccomp: %w", err)
 		}
