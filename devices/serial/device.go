@@ -1,6 +1,7 @@
 package serial
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"sync"
@@ -30,6 +31,7 @@ type Device struct {
 	mu       sync.Mutex // guards all below, and the level of the line
 	changed  *sync.Cond // the receive FIFO has room, or the device is closed
 	closed   bool
+	paused   bool
 	asserted bool // level of the line
 
 	ier, lcr, mcr, fcr, scr uint8
@@ -67,6 +69,24 @@ func (d *Device) Close() error {
 	d.mu.Unlock()
 	d.out.stop()
 	return nil
+}
+
+// Pause makes input wait until Resume, so that the registers stay as they are
+// while the state is saved, and waits until what the guest has sent was written
+// to Output. The vCPUs are paused.
+func (d *Device) Pause(ctx context.Context) error {
+	d.setPaused(true)
+	return d.Flush(ctx)
+}
+
+// Resume undoes Pause.
+func (d *Device) Resume() { d.setPaused(false) }
+
+func (d *Device) setPaused(paused bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.paused = paused
+	d.changed.Broadcast()
 }
 
 // Reset puts the registers into their reset state, as a machine reset does.

@@ -57,7 +57,7 @@ func (d *Device) waitForRoom(ctx context.Context) error {
 			return fmt.Errorf("serial input: %w", io.ErrClosedPipe)
 		case ctx.Err() != nil:
 			return fmt.Errorf("serial input: %w", ctx.Err())
-		case d.mcr&mcrLoop == 0 && len(d.received) < d.capacity():
+		case !d.paused && d.mcr&mcrLoop == 0 && len(d.received) < d.capacity():
 			return nil
 		}
 		d.changed.Wait()

@@ -326,6 +326,30 @@ func TestInputWaitsForRoom(t *testing.T) {
 	})
 }
 
+func TestPauseHoldsInput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.outb(regData, 'x')
+		if err := b.Pause(t.Context()); err != nil || b.out.String() != "x" {
+			t.Fatalf("%v, output %q", err, b.out.String())
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.WriteInput(t.Context(), []byte("a"))
+			done <- err
+		}()
+		synctest.Wait()
+		if len(b.State().Received) != 0 {
+			t.Error("input arrived while paused")
+		}
+		b.Resume()
+		if err := <-done; err != nil || b.in(regData) != 'a' {
+			t.Errorf("input after the pause: %v", err)
+		}
+		_ = b.Close()
+	})
+}
+
 func TestInputEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t) // without FIFOs: one byte of room
