@@ -83,3 +83,8 @@ func (c *Chain) Wrote(n uint64) {
 		n -= k
 	}
 }
+
+// Slice returns bytes [from, to) of the buffer.
+func (b Buffer) Slice(from, to int) Buffer {
+	return Buffer{b.GPA + memory.GPA(from), b.Data[from:to]}
+}

@@ -95,8 +95,9 @@ type Activation struct {
 	// holding no lock that the register methods take.
 	ConfigChanged func()
 	// NeedsReset sets DEVICE_NEEDS_RESET: the driver broke the protocol.
-	// The queues call it for malformed rings and chains; a device calls it
-	// for a request that it cannot answer. The log is rate-limited.
+	// The queues call it for malformed rings and chains, and a device calls
+	// [Queue.Fail], which stops the queue too, for a request that it cannot
+	// answer. The log is rate-limited.
 	NeedsReset func(reason error)
 	// Log carries the device's name.
 	Log *slog.Logger

@@ -169,7 +169,7 @@ func (q *Queue) Pop(c *Chain) bool {
 		return false
 	}
 	if q.InFlight() >= int(q.size) {
-		q.fail("more chains than descriptors are in flight")
+		q.breach("more chains than descriptors are in flight")
 		return false
 	}
 	head := load16(q.avail, ringHeader+int(q.nextAvail&q.mask)*availEntry)
@@ -211,7 +211,7 @@ func (q *Queue) more() bool {
 		}
 	}
 	if q.seenAvail-q.nextAvail > q.size {
-		q.fail("available index jumped")
+		q.breach("available index jumped")
 		return false
 	}
 	q.hush()
@@ -302,11 +302,22 @@ func (q *Queue) wantsInterrupt(old, now uint16) bool {
 	return now-event-1 < now-old
 }
 
-// fail stops the queue and reports the driver's fault, once.
-func (q *Queue) fail(format string, args ...any) {
+// Fail stops the queue because the driver broke the device's protocol: Pop
+// finds nothing more, nothing more is published, and the driver is told that
+// the device needs a reset. Only the first failure counts.
+func (q *Queue) Fail(reason error) {
 	if q.broken {
 		return
 	}
 	q.broken = true
-	q.hooks.Failed(fmt.Errorf("%w: queue %d: %s", ErrQueue, q.index, fmt.Sprintf(format, args...)))
+	q.hooks.Failed(fmt.Errorf("queue %d: %w", q.index, reason))
+}
+
+// Kick makes the queue's owner look at it again, as if the driver had kicked.
+// Workers use it to take turns with other work. Safe from any goroutine.
+func (q *Queue) Kick() { signal(q.hooks.KickFD) }
+
+// breach fails the queue for what is wrong with the ring itself.
+func (q *Queue) breach(format string, args ...any) {
+	q.Fail(fmt.Errorf("%w: %s", ErrQueue, fmt.Sprintf(format, args...)))
 }

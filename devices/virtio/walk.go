@@ -31,11 +31,11 @@ func (q *Queue) walk(c *Chain, head uint16) bool {
 	inIndirect := false
 	for steps := 1; ; steps++ {
 		if i >= entries {
-			q.fail("descriptor %d of %d", i, entries)
+			q.breach("descriptor %d of %d", i, entries)
 			return false
 		}
 		if steps > MaxChainLength {
-			q.fail("chain of more than %d descriptors", MaxChainLength)
+			q.breach("chain of more than %d descriptors", MaxChainLength)
 			return false
 		}
 		d := readDescriptor(table, i)
@@ -61,19 +61,19 @@ func (q *Queue) walk(c *Chain, head uint16) bool {
 func (q *Queue) indirectTable(d descriptor, nested bool) []byte {
 	switch {
 	case !q.indirect:
-		q.fail("indirect descriptor without the feature")
+		q.breach("indirect descriptor without the feature")
 	case nested:
-		q.fail("indirect descriptor inside an indirect table")
+		q.breach("indirect descriptor inside an indirect table")
 	case d.flags&descNext != 0:
-		q.fail("indirect descriptor with a next one")
+		q.breach("indirect descriptor with a next one")
 	case d.len == 0 || d.len%descSize != 0 || d.len > MaxChainLength*descSize:
-		q.fail("indirect table of %d bytes", d.len)
+		q.breach("indirect table of %d bytes", d.len)
 	default:
 		table, err := q.mem.View(d.addr, uint64(d.len))
 		if err == nil {
 			return table
 		}
-		q.fail("indirect table: %v", err)
+		q.breach("indirect table: %v", err)
 	}
 	return nil
 }
@@ -82,16 +82,16 @@ func (q *Queue) indirectTable(d descriptor, nested bool) []byte {
 func (q *Queue) addBuffer(c *Chain, d descriptor) bool {
 	n := uint64(d.len)
 	if n == 0 {
-		q.fail("buffer of no bytes at %s", d.addr)
+		q.breach("buffer of no bytes at %s", d.addr)
 		return false
 	}
 	if c.ReadableBytes+c.WritableBytes+n > q.maxBytes {
-		q.fail("chain of more than %d bytes", q.maxBytes)
+		q.breach("chain of more than %d bytes", q.maxBytes)
 		return false
 	}
 	data, err := q.mem.View(d.addr, n)
 	if err != nil {
-		q.fail("buffer: %v", err)
+		q.breach("buffer: %v", err)
 		return false
 	}
 	if d.flags&descWrite != 0 {
@@ -100,7 +100,7 @@ func (q *Queue) addBuffer(c *Chain, d descriptor) bool {
 		return true
 	}
 	if len(c.Writable) > 0 {
-		q.fail("readable buffer after a writable one")
+		q.breach("readable buffer after a writable one")
 		return false
 	}
 	c.Readable = append(c.Readable, Buffer{d.addr, data})

@@ -71,7 +71,7 @@ func (e *Echo) Start(a virtio.Activation) error {
 		return err
 	}
 	for _, q := range a.Queues {
-		if err := w.AddQueue(q, echoQueue(q, a.NeedsReset)); err != nil {
+		if err := w.AddQueue(q, echoQueue(q)); err != nil {
 			w.Stop()
 			return err
 		}
@@ -85,14 +85,14 @@ func (e *Echo) Start(a virtio.Activation) error {
 }
 
 // echoQueue returns what serves q.
-func echoQueue(q *virtio.Queue, needsReset func(error)) func() {
+func echoQueue(q *virtio.Queue) func() {
 	var c virtio.Chain
 	buf := make([]byte, 4096)
 	return func() {
 		for q.Pop(&c) {
 			n := c.ReadAt(buf, 0)
 			if c.ReadableBytes > uint64(len(buf)) {
-				needsReset(errors.New("request is too long"))
+				q.Fail(errors.New("request is too long"))
 			}
 			q.Push(c.Head, uint32(c.WriteAt(buf[:n], 0)))
 		}

@@ -239,6 +239,18 @@ func (q *Queue) Written(head uint16) []byte {
 	return data
 }
 
+// Writable returns all device-writable bytes of a chain, written or not.
+func (q *Queue) Writable(head uint16) []byte {
+	var data []byte
+	for _, s := range q.chains[head].segments {
+		if s.Write {
+			mem, _ := q.d.Machine.Memory.View(s.GPA, uint64(s.Len))
+			data = append(data, mem...)
+		}
+	}
+	return data
+}
+
 // Done reports whether a chain was completed and reaped.
 func (q *Queue) Done(head uint16) bool { return q.chains[head].done }
 
