@@ -23,11 +23,12 @@ func allowed(p Policy) []string {
 		// Memory.
 		"mmap", "munmap", "mremap", "mprotect", "madvise", "mincore", "msync", "mlock", "mlock2", "munlock", "brk",
 		"process_vm_readv", "process_vm_writev",
-		// Threads, signals and time: the Go runtime, and kicking vCPUs.
+		// Threads, signals and time: the Go runtime, kicking vCPUs, and reaping
+		// the network process.
 		"clone", "futex", "set_robust_list", "rseq", "gettid", "getpid", "tgkill", "sched_yield",
 		"sched_getaffinity", "sched_setaffinity", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
 		"rt_sigtimedwait", "sigaltstack", "restart_syscall", "nanosleep", "clock_nanosleep", "clock_gettime",
-		"clock_getres", "gettimeofday", "getrandom", "getrusage", "prctl", "exit", "exit_group",
+		"clock_getres", "gettimeofday", "getrandom", "getrusage", "prctl", "exit", "exit_group", "wait4", "waitid",
 		"getuid", "geteuid", "getgid", "getegid", "uname", "sysinfo", "getcpu",
 		// The control and console sockets, which listen already, and the
 		// network peers, which are connected already.

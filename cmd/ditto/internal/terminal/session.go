@@ -1,0 +1,180 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// Result is how a session ended.
+type Result int
+
+// The results.
+const (
+	Ended    Result = iota // the machine ended
+	Detached               // the user left; the machine runs on
+)
+
+// Session joins a terminal to a console until one of them ends it.
+type Session struct {
+	// Stdin is read key by key, in raw mode if it is a terminal.
+	Stdin *os.File
+	// Stdout gets what the guest writes.
+	Stdout io.Writer
+	// Notice gets ditto's own words, nil for none.
+	Notice io.Writer
+	// Stop is called for Ctrl-a x, with how often it was pressed before.
+	Stop func(times int)
+	// Keys tells whether Ctrl-a commands are understood. They are when Stdin
+	// is a terminal.
+	Keys bool
+}
+
+// errDetach ends a session from within.
+var errDetach = errors.New("detached")
+
+// Run joins the session to the console connection until the console ends, the
+// user detaches, or ctx ends. It closes the connection. The terminal is
+// restored before it returns.
+func (s Session) Run(ctx context.Context, console net.Conn) (Result, error) {
+	defer console.Close()
+	restore, err := makeRaw(s.Stdin)
+	if err != nil {
+		return Ended, err
+	}
+	defer restore()
+	// A signal that would end ditto must not leave the terminal raw.
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+
+	wakeRead, wakeWrite, err := os.Pipe()
+	if err != nil {
+		return Ended, fmt.Errorf("terminal: %w", err)
+	}
+	defer wakeRead.Close()
+
+	typed := make(chan error, 1)
+	go func() { typed <- s.pumpKeys(wakeRead, console) }()
+	shown := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(s.Stdout, console)
+		shown <- err
+	}()
+
+	result := Ended
+	var failure error
+	typing := true
+	for waiting := true; waiting; {
+		select {
+		case err := <-typed:
+			typing = false
+			if errors.Is(err, errDetach) {
+				result, waiting = Detached, false
+			} else if err != nil {
+				failure, waiting = err, false
+			}
+			// The end of the input is not the end of the session.
+		case err := <-shown:
+			shown <- nil
+			failure, waiting = err, false
+		case <-ctx.Done():
+			result, failure, waiting = Detached, ctx.Err(), false
+		}
+	}
+	_ = console.Close()
+	_ = wakeWrite.Close()
+	<-shown
+	if typing {
+		<-typed
+	}
+	return result, failure
+}
+
+// pumpKeys sends what is typed to the guest until the input or the session ends.
+func (s Session) pumpKeys(wake *os.File, console io.Writer) error {
+	var keys Keys
+	quits := 0
+	buf := make([]byte, 1024)
+	for {
+		ready, err := waitReadable(s.Stdin, wake)
+		if err != nil || !ready {
+			return err
+		}
+		n, err := unix.Read(int(s.Stdin.Fd()), buf)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.EIO) || n == 0 && err == nil:
+			return nil // the terminal is gone, or the end of a file
+		case err != nil:
+			return fmt.Errorf("terminal: %w", err)
+		}
+		rest := buf[:n]
+		for len(rest) > 0 {
+			guest, command := rest, None
+			if s.Keys {
+				guest, command, rest = keys.Next(rest)
+			} else {
+				rest = nil
+			}
+			if len(guest) > 0 {
+				if _, err := console.Write(guest); err != nil {
+					return nil // the console has ended, which the other side reports
+				}
+			}
+			switch command {
+			case Detach:
+				return errDetach
+			case Quit:
+				s.Stop(quits)
+				quits++
+			case Help:
+				s.notify(HelpText)
+			}
+		}
+	}
+}
+
+func (s Session) notify(text string) {
+	if s.Notice != nil {
+		fmt.Fprintf(s.Notice, "\r\n[ditto: %s]\r\n", text)
+	}
+}
+
+// waitReadable waits until in has input. It returns false when wake was closed.
+func waitReadable(in, wake *os.File) (bool, error) {
+	for {
+		fds := []unix.PollFd{{Fd: int32(in.Fd()), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return false, fmt.Errorf("terminal: %w", err)
+		case fds[1].Revents != 0:
+			return false, nil
+		case fds[0].Revents != 0:
+			return true, nil
+		}
+	}
+}
+
+// makeRaw puts f into raw mode if it is a terminal and returns what undoes it.
+func makeRaw(f *os.File) (restore func(), err error) {
+	fd := int(f.Fd())
+	if !term.IsTerminal(fd) {
+		return func() {}, nil
+	}
+	state, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	return func() { _ = term.Restore(fd, state) }, nil
+}
