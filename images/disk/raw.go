@@ -1,0 +1,178 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Raw is an open raw image file or block device. It implements [Image].
+type Raw struct {
+	fd        int
+	path      string
+	options   Options
+	identity  Identity
+	block     bool // a block device
+	blockSize int
+	memAlign  int // of buffers, with O_DIRECT
+
+	noPunch, noZeroRange atomic.Bool // the file system refused once
+	flushLost            atomic.Bool
+}
+
+// Size implements [Image].
+func (r *Raw) Size() int64 { return r.identity.Size }
+
+// BlockSize implements [Image].
+func (r *Raw) BlockSize() int { return r.blockSize }
+
+// ReadOnly implements [Image].
+func (r *Raw) ReadOnly() bool { return r.options.ReadOnly }
+
+// Identity implements [Image].
+func (r *Raw) Identity() Identity { return r.identity }
+
+// Path is what Open was given.
+func (r *Raw) Path() string { return r.path }
+
+// Cache is the mode it was opened with.
+func (r *Raw) Cache() Cache { return r.options.Cache }
+
+// Close implements [Image].
+func (r *Raw) Close() error {
+	if err := unix.Close(r.fd); err != nil {
+		return fmt.Errorf("close disk %s: %w", r.path, err)
+	}
+	return nil
+}
+
+// ReadAtv implements [Image].
+func (r *Raw) ReadAtv(bufs [][]byte, offset int64) error {
+	if r.misaligned(bufs) {
+		return r.readBounced(bufs, offset)
+	}
+	return transfer(bufs, offset, func(bufs [][]byte, offset int64) (int, error) {
+		return unix.Preadv(r.fd, bufs, offset)
+	})
+}
+
+// WriteAtv implements [Image]. In writethrough mode it returns when the data
+// are stable.
+func (r *Raw) WriteAtv(bufs [][]byte, offset int64) error {
+	return r.writeAtv(bufs, offset, r.options.Cache == CacheWritethrough)
+}
+
+// writeAtv writes, and with sync returns when the data are stable.
+func (r *Raw) writeAtv(bufs [][]byte, offset int64, sync bool) error {
+	if r.misaligned(bufs) {
+		return r.writeBounced(bufs, offset, sync)
+	}
+	flags := 0
+	if sync {
+		flags = unix.RWF_DSYNC
+	}
+	return transfer(bufs, offset, func(bufs [][]byte, offset int64) (int, error) {
+		return unix.Pwritev2(r.fd, bufs, offset, flags)
+	})
+}
+
+// transfer repeats op until all of bufs is done. It does not change bufs.
+func transfer(bufs [][]byte, offset int64, op func([][]byte, int64) (int, error)) error {
+	own := false
+	for {
+		n, err := op(bufs[:min(len(bufs), iovMax)], offset)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		offset += int64(n)
+		if bufs, own = advance(bufs, n, own); len(bufs) == 0 {
+			return nil
+		}
+		if n == 0 {
+			return io.ErrUnexpectedEOF
+		}
+	}
+}
+
+// iovMax is how many buffers one system call takes (IOV_MAX).
+const iovMax = 1024
+
+// advance drops the first n bytes. It copies the slice before it shortens a
+// buffer, unless the slice is its own already.
+func advance(bufs [][]byte, n int, own bool) ([][]byte, bool) {
+	for len(bufs) > 0 && n >= len(bufs[0]) {
+		n -= len(bufs[0])
+		bufs = bufs[1:]
+	}
+	if n == 0 {
+		return bufs, own
+	}
+	if !own {
+		bufs = append([][]byte(nil), bufs...)
+	}
+	bufs[0] = bufs[0][n:]
+	return bufs, true
+}
+
+// readBounced reads through an aligned copy: O_DIRECT asks for alignment that
+// firmware drivers do not keep.
+func (r *Raw) readBounced(bufs [][]byte, offset int64) error {
+	aligned := r.buffer(length(bufs))
+	if err := r.ReadAtv([][]byte{aligned}, offset); err != nil {
+		return err
+	}
+	for _, b := range bufs {
+		aligned = aligned[copy(b, aligned):]
+	}
+	return nil
+}
+
+// writeBounced writes through an aligned copy.
+func (r *Raw) writeBounced(bufs [][]byte, offset int64, sync bool) error {
+	aligned := r.buffer(length(bufs))
+	n := 0
+	for _, b := range bufs {
+		n += copy(aligned[n:], b)
+	}
+	return r.writeAtv([][]byte{aligned}, offset, sync)
+}
+
+// length is the sum of the lengths of bufs.
+func length(bufs [][]byte) int {
+	n := 0
+	for _, b := range bufs {
+		n += len(b)
+	}
+	return n
+}
+
+// ErrFlushLost is returned by every flush after one that failed: the kernel
+// has marked the pages clean, so a later success would be a lie.
+var ErrFlushLost = errors.New("an earlier flush failed, written data may be lost")
+
+// Flush implements [Image].
+func (r *Raw) Flush() error {
+	for {
+		if err := unix.Fdatasync(r.fd); !errors.Is(err, unix.EINTR) {
+			return r.flushed(err)
+		}
+	}
+}
+
+// flushed remembers a failed flush and turns later successes into failures.
+func (r *Raw) flushed(err error) error {
+	if err != nil {
+		r.flushLost.Store(true)
+		return err
+	}
+	if r.flushLost.Load() {
+		return ErrFlushLost
+	}
+	return nil
+}
