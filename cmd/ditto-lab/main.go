@@ -49,6 +49,8 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 		code, err = f.run(argv, stdin, stdout, stderr)
 		return err
 	})
+	cmd.AddCommand(newTestCommand(stdout, stderr), newProveCommand(stdout, stderr))
+	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -77,6 +79,7 @@ func newCommand(run func(*flags, []string) error) *cobra.Command {
 This machine's files are there under their own paths; what the command writes is
 thrown away, except below /lab-share. /lab is an ext4 file system on a scratch
 disk. Without a command a shell is run.`,
+		Args:          cobra.ArbitraryArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(_ *cobra.Command, argv []string) error {

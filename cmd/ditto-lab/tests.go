@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ditto.vm/internal/labrun"
+)
+
+// testFlags are the flags of the subcommands that run tests.
+type testFlags struct {
+	native bool
+	run    string
+	again  bool
+	limit  time.Duration
+}
+
+// newTestCommand runs tests that need Linux guests.
+func newTestCommand(stdout, stderr io.Writer) *cobra.Command {
+	f := &testFlags{}
+	cmd := &cobra.Command{
+		Use:   "test [flags] [PACKAGE...]",
+		Short: "Run the tests that need Linux guests in one emulated host",
+		Long: `Compile the test binaries of the packages (by default all that are listed in
+internal/labrun) and run their TestLab... tests in one emulated host. Nothing
+may be skipped there. It must be run inside the source tree.`,
+		RunE: func(_ *cobra.Command, pkgs []string) error {
+			if len(pkgs) == 0 {
+				pkgs = labrun.LabPackages()
+			}
+			return f.with(stdout, stderr, func(ctx context.Context, r *labrun.Runner) error {
+				return r.Batch(ctx, pkgs...)
+			})
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().StringVar(&f.run, "run", "", "pattern of test names (default "+labrun.LabRun+")")
+	return cmd
+}
+
+// newProveCommand runs the long proofs.
+func newProveCommand(stdout, stderr io.Writer) *cobra.Command {
+	f := &testFlags{}
+	cmd := &cobra.Command{
+		Use:   "prove [flags] [ID...]",
+		Short: "Run the proofs of docs/proofs.md with full counts",
+		Long: `Run the proofs (all, or those with the given ids) and every fuzz target, and
+write measured figures into docs/proofs.md. What has passed for the same sources
+is not run again. It must be run at the root of the source tree.`,
+		RunE: func(_ *cobra.Command, ids []string) error {
+			return f.with(stdout, stderr, func(ctx context.Context, r *labrun.Runner) error {
+				return r.Prove(ctx, ids, f.again)
+			})
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVar(&f.again, "again", false, "run also what has passed")
+	return cmd
+}
+
+func (f *testFlags) register(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.native, "native", false, "this machine's KVM runs Linux: use it instead of an emulated host")
+	cmd.Flags().DurationVarP(&f.limit, "timeout", "t", labrun.DefaultTimeout, "time limit of each test binary")
+}
+
+// with calls fn with a runner that signals end.
+func (f *testFlags) with(stdout, stderr io.Writer, fn func(context.Context, *labrun.Runner) error) (err error) {
+	ctx, cancel := signalContext(context.Background())
+	defer cancel()
+	r := &labrun.Runner{
+		Out:     stdout,
+		Log:     slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Native:  f.native,
+		Run:     f.run,
+		Timeout: f.limit,
+	}
+	r.Lab.Progress = textProgress{stderr}
+	defer func() {
+		if cerr := r.Close(); err == nil && cerr != nil {
+			err = cerr
+		}
+	}()
+	if err := fn(ctx, r); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(stdout, "all passed")
+	return nil
+}
