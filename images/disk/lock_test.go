@@ -45,6 +45,25 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestLockEndsWithQueues opens again at once what had a queue.
+func TestLockEndsWithQueues(t *testing.T) {
+	path := makeDisk(t, 1<<20)
+	for range 20 {
+		r, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := r.NewQueue(testDepth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Write(0, [][]byte{make([]byte, 512)}, 0, true)
+		if err := errors.Join(one(q), q.Close(), r.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // qemu returns the path of a QEMU tool or skips the test.
 func qemu(t *testing.T, tool string) string {
 	t.Helper()

@@ -24,14 +24,10 @@ const (
 
 	featSingleMmap = 1 << 0
 
-	registerFiles        = 2
 	registerRestrictions = 11
 	registerEnable       = 12
 
-	restrictionSQEOp       = 1
-	restrictionSQERequired = 3 // flags every SQE must have
-
-	sqeFixedFile = 1 << 0
+	restrictionSQEOp = 1
 
 	ringOpReadv  = 1
 	ringOpWritev = 2
@@ -42,11 +38,16 @@ const (
 	fsyncDatasync = 1
 )
 
-// ring is an io_uring that can do nothing but read, write and flush one file:
-// the kernel holds it to that (IORING_REGISTER_RESTRICTIONS), so what takes
-// over the process later gains no system call by it.
+// ring is an io_uring that can do nothing but read, write and flush: the
+// kernel holds it to that (IORING_REGISTER_RESTRICTIONS), so what takes over
+// the process later gains no system call by it.
+//
+// The file is not registered with the ring. The kernel takes rings down some
+// time after a process has died, and until then a registered file would keep
+// its lock.
 type ring struct {
 	fd      int
+	file    int
 	rings   []byte // submission and completion ring
 	sqes    []byte
 	sq, cq  ringOffsets
@@ -76,9 +77,10 @@ func newRing(file, depth int) (*ring, error) {
 	if int(r.entries) < depth {
 		return nil, errors.Join(fmt.Errorf("io_uring of %d entries, want %d", r.entries, depth), r.close())
 	}
-	if err := r.restrict(file); err != nil {
+	if err := r.restrict(); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
+	r.file = file
 	return r, nil
 }
 
@@ -115,24 +117,16 @@ func setupRing(depth, flags uint32) (*ring, error) {
 	return r, nil
 }
 
-// restrict leaves the ring with five operations on one file.
-func (r *ring) restrict(file int) error {
-	if err := ringRegisterFile(r.fd, int32(file)); err != nil {
-		return fmt.Errorf("register file with io_uring: %w", err)
-	}
+// restrict leaves the ring with five operations.
+func (r *ring) restrict() error {
 	// struct io_uring_restriction: le16 opcode, u8 value, 13 reserved.
-	var table []byte
-	add := func(opcode uint16, value byte) {
-		var e [16]byte
-		binary.LittleEndian.PutUint16(e[:], opcode)
-		e[2] = value
-		table = append(table, e[:]...)
+	ops := [...]byte{ringOpRead, ringOpWrite, ringOpReadv, ringOpWritev, ringOpFsync}
+	var table [16 * len(ops)]byte
+	for i, op := range ops {
+		binary.LittleEndian.PutUint16(table[16*i:], restrictionSQEOp)
+		table[16*i+2] = op
 	}
-	for _, op := range []byte{ringOpRead, ringOpWrite, ringOpReadv, ringOpWritev, ringOpFsync} {
-		add(restrictionSQEOp, op)
-	}
-	add(restrictionSQERequired, sqeFixedFile)
-	if err := ringRegister(r.fd, registerRestrictions, table, len(table)/16); err != nil {
+	if err := ringRegister(r.fd, registerRestrictions, table[:], len(ops)); err != nil {
 		return fmt.Errorf("restrict io_uring: %w", err)
 	}
 	if err := ringRegister(r.fd, registerEnable, nil, 0); err != nil {
@@ -156,8 +150,9 @@ func (r *ring) close() error {
 func (r *ring) entry(op byte, token uint64, offset int64, addr uint64, n, flags uint32) {
 	e := r.sqes[(r.tail&r.sqMask)*sqeSize:][:sqeSize]
 	clear(e)
-	e[0], e[1] = op, sqeFixedFile // fd 0 is the registered file
+	e[0] = op
 	le := binary.LittleEndian
+	le.PutUint32(e[4:], uint32(r.file))
 	le.PutUint64(e[8:], uint64(offset))
 	le.PutUint64(e[16:], addr)
 	le.PutUint32(e[24:], n)

@@ -31,16 +31,6 @@ func ringRegister(fd int, opcode uintptr, table []byte, n int) error {
 	return nil
 }
 
-// ringRegisterFile makes file number 0 of the ring.
-func ringRegisterFile(fd int, file int32) error {
-	// SAFETY: an array of one descriptor, read during the call only.
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), registerFiles, uintptr(unsafe.Pointer(&file)), 1, 0, 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
-
 // load reads a shared field with acquire order.
 func (r *ring) load(offset uint32) uint32 {
 	// SAFETY: the kernel's offsets lie inside the mapping (checked by the
