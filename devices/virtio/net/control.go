@@ -186,5 +186,6 @@ func (r *receiver) setOffloads(want uint64) error {
 		return err
 	}
 	r.run.device.offloads = want
+	r.setLimit()
 	return nil
 }

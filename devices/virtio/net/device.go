@@ -63,7 +63,8 @@ type Device struct {
 	config   Config
 	features uint64
 	counters counters
-	run      *run // while started; lifecycle calls only
+	link     atomic.Bool // what LinkUp says
+	run      *run        // while started; lifecycle calls only
 
 	// The receiver's while started, see [receiver].
 	filter   filter
@@ -112,6 +113,7 @@ func New(config Config) (*Device, error) {
 	if backend&guestOffloads != 0 {
 		d.features |= featureCtrlOffloads
 	}
+	d.link.Store(d.linkUp)
 	d.reset()
 	return d, nil
 }
@@ -168,11 +170,7 @@ func (d *Device) up() bool { return d.linkUp && !d.dead }
 
 // LinkUp reports whether frames can pass: the VMM wants it and the backend's
 // peer is there.
-func (d *Device) LinkUp() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.up()
-}
+func (d *Device) LinkUp() bool { return d.link.Load() }
 
 // SetLink plugs the cable in or out. Frames are dropped while it is out.
 func (d *Device) SetLink(up bool) { d.changeLink(func() { d.linkUp = up }) }
@@ -184,6 +182,7 @@ func (d *Device) changeLink(change func()) {
 	d.mu.Lock()
 	before := d.up()
 	change()
+	d.link.Store(d.up())
 	tell := d.configChanged
 	if d.up() == before {
 		tell = nil

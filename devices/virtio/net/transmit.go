@@ -32,7 +32,8 @@ func (t *transmitter) init(r *run) error {
 	if err != nil {
 		return err
 	}
-	*t = transmitter{run: r, queue: r.Queues[transmitQueue], worker: worker, from: make([][]byte, 0, maxVector)}
+	t.run, t.queue, t.worker = r, r.Queues[transmitQueue], worker
+	t.from = make([][]byte, 0, maxVector)
 	if err := worker.AddQueue(t.queue, t.serve); err != nil {
 		worker.Stop()
 		return err
