@@ -28,6 +28,8 @@ var edges = []edge{
 	{"cmd/ditto", "vmm", "a command line starts machines and asks them"},
 	{"cmd/ditto", "migration", "migrate, snapshot and restore are commands"},
 	{"cmd/ditto", "images", "image builds and fetches what machines boot"},
+	{"cmd/ditto", "guest/boot", "a kernel that cannot boot has an exit code by its cause"},
+	{"cmd/ditto", "internal/netd", "a network that does not start has an exit code by its cause"},
 	{"cmd/ditto", "internal/doctor", "doctor tells what this host can do"},
 	{"cmd/ditto-netd", "internal/netd", "the stream protocol is shared with the process that starts it"},
 	{"cmd/ditto-lab", "internal/lab", "the command is a thin cover of it"},
