@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newDevice(tb testing.TB) *Device {
 	tb.Helper()
-	d, err := New()
+	d, err := New(Config{DeflateOnOOM: true, FreePageReporting: true})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -46,6 +46,8 @@ const (
 
 // Device is a virtio balloon. It implements [virtio.Device].
 type Device struct {
+	features uint64 // what the driver is offered
+
 	timer int // timerfd: ask for statistics
 	run   *run
 
@@ -61,13 +63,29 @@ type Device struct {
 	configChanged func() // while started
 }
 
+// Config is what the driver is offered.
+type Config struct {
+	// DeflateOnOOM lets the driver take pages back rather than let the guest
+	// run out of memory.
+	DeflateOnOOM bool
+	// FreePageReporting lets the driver report pages that the guest freed.
+	FreePageReporting bool
+}
+
 // New makes a device without a target.
-func New() (*Device, error) {
+func New(config Config) (*Device, error) {
 	timer, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("virtio balloon: timerfd: %w", err)
 	}
-	return &Device{timer: timer}, nil
+	features := uint64(featureStats)
+	if config.DeflateOnOOM {
+		features |= featureDeflate
+	}
+	if config.FreePageReporting {
+		features |= featureReporting
+	}
+	return &Device{timer: timer, features: features}, nil
 }
 
 // Close gives back what the device holds. It must be stopped.
@@ -120,7 +138,7 @@ func (d *Device) Reclaimed() uint64 { return d.reclaimed.Load() }
 func (d *Device) ID() virtio.ID { return virtio.IDBalloon }
 
 // Features implements [virtio.Device].
-func (d *Device) Features() uint64 { return featureStats | featureDeflate | featureReporting }
+func (d *Device) Features() uint64 { return d.features }
 
 // QueueSizes implements [virtio.Device].
 func (d *Device) QueueSizes() []uint16 {

@@ -56,6 +56,26 @@ func (s *Stats) Get(stat Stat) (uint64, bool) {
 	return s.values[stat], s.known&(1<<stat) != 0
 }
 
+// statNames are the names that Linux and QEMU use, in the order of the tags.
+func statNames() [numStats]string {
+	return [numStats]string{
+		"swap_in", "swap_out", "major_faults", "minor_faults", "free_bytes", "total_bytes",
+		"available_bytes", "cache_bytes", "hugetlb_allocations", "hugetlb_failures", "oom_kills",
+		"alloc_stalls", "async_scans", "direct_scans", "async_reclaims", "direct_reclaims",
+	}
+}
+
+// Named returns the statistics that the driver gave, by name.
+func (s *Stats) Named() map[string]uint64 {
+	named := map[string]uint64{}
+	for stat, name := range statNames() {
+		if v, ok := s.Get(Stat(stat)); ok {
+			named[name] = v
+		}
+	}
+	return named
+}
+
 // parseStats reads the driver's answer. Tags that are not known are skipped,
 // and so is an entry that is cut short.
 func parseStats(p []byte) Stats {

@@ -32,6 +32,7 @@ type Queue struct {
 	nextAvail uint16
 	kicked    uint16 // available index at the last kick
 	nextUsed  uint16
+	reaped    []uint16 // completed, not yet returned by WaitAny
 
 	fenceWord atomic.Uint32
 }
@@ -220,6 +221,24 @@ func (q *Queue) Wait(head uint16) []byte {
 	return q.Written(head)
 }
 
+// WaitAny waits for any chain's completion and returns its head. Completions
+// that it has seen together it returns one by one.
+func (q *Queue) WaitAny() uint16 {
+	q.d.TB.Helper()
+	deadline := time.Now().Add(Patience)
+	for len(q.reaped) == 0 {
+		if q.Reap() == 0 {
+			q.block(deadline)
+		}
+	}
+	head := q.reaped[0]
+	q.reaped = q.reaped[1:]
+	return head
+}
+
+// Drained reports that WaitAny would have to look at the ring.
+func (q *Queue) Drained() bool { return len(q.reaped) == 0 }
+
 // Written returns the bytes that the device says it wrote to a finished chain.
 func (q *Queue) Written(head uint16) []byte {
 	q.d.TB.Helper()
@@ -268,6 +287,10 @@ func (q *Queue) Reap() int {
 		}
 		c := &q.chains[head]
 		c.done, c.written = true, binary.LittleEndian.Uint32(entry[4:])
+		if len(q.reaped) == q.size {
+			q.reaped = q.reaped[1:] // nobody asks for them
+		}
+		q.reaped = append(q.reaped, uint16(head))
 		q.release(uint16(head))
 		n++
 	}
