@@ -10,6 +10,7 @@ import (
 	"ditto.vm/guest/boot"
 	"ditto.vm/guest/payload"
 	"ditto.vm/memory"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
@@ -80,7 +81,7 @@ func (m *VM) load() error {
 	m.loaded = loaded
 	first := m.vcpus[0]
 	enter := func() error { return enterGuest(first.kvm, loaded.Entry) }
-	if m.state == StateCreated {
+	if m.state == api.Created {
 		return enter()
 	}
 	return first.do(context.Background(), enter)

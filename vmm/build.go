@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"ditto.vm/memory"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
@@ -23,7 +24,7 @@ var (
 // ctx bounds the making only.
 func New(ctx context.Context, cfg config.Config, opts Options) (*VM, error) {
 	m := &VM{
-		cfg: cfg, log: opts.Log, state: StateCreated,
+		cfg: cfg, log: opts.Log, state: api.Created,
 		requests: make(chan request, 1),
 		ended:    make(chan struct{}),
 	}
@@ -73,7 +74,7 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	}
 	// Threads inside short system calls keep their P for a while: leave the
 	// runtime enough of them, or its poller and the workers starve.
-	workers := m.pci.workers() + 2
+	workers := m.pci.threads + 2
 	if want := len(m.vcpus) + workers; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}

@@ -119,7 +119,7 @@ func linuxConfig(t testing.TB, spec, script string, modules ...string) config.Co
 }
 
 // waitFor returns when the console shows text.
-func (c *console) waitFor(ctx context.Context, text string) error {
+func (c *consoleLog) waitFor(ctx context.Context, text string) error {
 	for !strings.Contains(c.String(), text) {
 		select {
 		case <-c.more:
@@ -236,9 +236,11 @@ echo PRESSED
 	if err := out.waitFor(ctx, "READY"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	clean, err := m.Stop(ctx, linuxTimeout)
-	if err != nil || !clean || !strings.Contains(out.String(), "PRESSED") {
-		t.Errorf("Stop() = %v, %v; console:\n%s", clean, err, out)
+	if err := m.Stop(ctx, linuxTimeout); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := m.Wait(ctx); err != nil || exit.Reason != ExitPowerOff || !strings.Contains(out.String(), "PRESSED") {
+		t.Errorf("exit %+v, %v; console:\n%s", exit, err, out)
 	}
 }
 
@@ -328,5 +330,5 @@ echo TOUCHED; sleep 600`)
 	if large < 9*small || large < 256<<20 {
 		t.Errorf("%d MiB mapped with 2 MiB entries, %d MiB with 4 KiB ones", large>>20, small>>20)
 	}
-	t.Logf("%d MiB large, %d MiB small, resident %+v", large>>20, small>>20, stats.Memory)
+	t.Logf("%d MiB large, %d MiB small, resident %d bytes", large>>20, small>>20, stats.GuestResidentBytes)
 }

@@ -4,19 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"ditto.vm/devices/pci"
 	"ditto.vm/devices/virtio"
+	"ditto.vm/devices/virtio/balloon"
+	"ditto.vm/devices/virtio/console"
+	"ditto.vm/devices/virtio/rng"
 	"ditto.vm/memory"
+	"ditto.vm/vmm/api"
+	"ditto.vm/vmm/config"
 )
 
 // pciDevices is the PCI bus and what sits on it.
 type pciDevices struct {
 	bus     *pci.Bus
-	devices []*virtio.PCIDevice
-	powerOn []virtio.PCIState // of each device, for a restart
-	info    []DeviceInfo
+	devices []*virtioDevice
 	threads int // worker goroutines of all devices
+
+	balloon *balloon.Device // nil without one
+	console *console.Device // nil when the console is the serial port
+}
+
+// virtioDevice is a virtio device on the bus.
+type virtioDevice struct {
+	*virtio.PCIDevice
+	info     api.Device
+	powerOn  virtio.PCIState
+	counters func(map[string]uint64) // adds the device's own, may be nil
 }
 
 // addPCI makes the bus and the virtio devices that the configuration asks for,
@@ -33,43 +48,91 @@ func (m *VM) addPCI(ctx context.Context, opts Options) error {
 	if err != nil {
 		return fmt.Errorf("PCI bus: %w", err)
 	}
+	for i, d := range m.cfg.Disks {
+		if err := m.addDisk(i, d); err != nil {
+			return err
+		}
+	}
+	if err := m.addNets(ctx, opts); err != nil {
+		return err
+	}
+	if m.cfg.RNG {
+		if err := m.addVirtio(rng.New(rng.Config{}), api.Device{Name: "rng0", Backend: "getrandom"}, 1, nil); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Balloon.Enabled {
+		if err := m.addBalloon(); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Console == config.ConsoleVirtio {
+		return m.addConsole(opts)
+	}
 	return nil
+}
+
+// addBalloon adds the memory balloon with its first target.
+func (m *VM) addBalloon() error {
+	c := m.cfg.Balloon
+	b, err := balloon.New(balloon.Config{
+		DeflateOnOOM:      bool(c.DeflateOnOOM),
+		FreePageReporting: bool(c.FreePageReporting),
+	})
+	if err != nil {
+		return fmt.Errorf("balloon: %w", err)
+	}
+	m.cleanup.add(b.Close)
+	b.SetTarget(uint64(c.Size))
+	if err := b.SetStatsInterval(time.Duration(c.StatsInterval)); err != nil {
+		return fmt.Errorf("balloon: %w", err)
+	}
+	m.pci.balloon = b
+	return m.addVirtio(b, api.Device{Name: "balloon0"}, 1, func(counters map[string]uint64) {
+		counters["target_bytes"], counters["actual_bytes"] = b.Target(), b.Actual()
+		counters["reclaimed_bytes"] = b.Reclaimed()
+	})
+}
+
+// addConsole adds the virtio console.
+func (m *VM) addConsole(opts Options) error {
+	c, err := console.New(console.Config{Output: opts.Console})
+	if err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	m.cleanup.add(c.Close)
+	m.pci.console = c
+	return m.addVirtio(c, api.Device{Name: "console0"}, 1, nil)
 }
 
 // addVirtio puts a virtio device into the lowest free slot. threads is how many
 // workers it runs.
-func (m *VM) addVirtio(dev virtio.Device, name, detail string, threads int) error {
+func (m *VM) addVirtio(dev virtio.Device, info api.Device, threads int, counters func(map[string]uint64)) error {
 	d, err := virtio.NewPCIDevice(dev, virtio.PCIConfig{
 		Memory:    m.mem,
 		MSIs:      m.irqs,
 		Doorbells: &doorbells{vm: m.kvm},
-		Log:       m.log.With("dev", name),
+		Log:       m.log.With("dev", info.Name),
 	})
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", info.Name, err)
 	}
 	m.cleanup.add(d.Close)
 	slot, err := m.pci.bus.Add(d)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", info.Name, err)
 	}
-	d.Pause()
-	state, err := d.State()
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	d.Pause() // a state can be taken only then
+	powerOn, err := d.State()
+	if err = errors.Join(err, d.Resume()); err != nil {
+		return fmt.Errorf("%s: %w", info.Name, err)
 	}
-	if err := d.Resume(); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	m.pci.devices = append(m.pci.devices, d)
-	m.pci.powerOn = append(m.pci.powerOn, state)
-	m.pci.info = append(m.pci.info, DeviceInfo{Slot: slot, Kind: dev.ID().String(), Detail: detail})
+	info.Kind = "virtio-" + dev.ID().String()
+	info.Address = fmt.Sprintf("0000:00:%02x.0", slot)
+	m.pci.devices = append(m.pci.devices, &virtioDevice{d, info, powerOn, counters})
 	m.pci.threads += threads
 	return nil
 }
-
-// workers is how many goroutines serve queues.
-func (p *pciDevices) workers() int { return p.threads }
 
 // pause drains and parks every device. Preconditions: the vCPUs are paused.
 func (p *pciDevices) pause() {
@@ -97,9 +160,9 @@ func (p *pciDevices) stop() {
 // reset brings every device back to power-on.
 func (p *pciDevices) reset() error {
 	var errs []error
-	for i, d := range p.devices {
+	for _, d := range p.devices {
 		d.Stop()
-		errs = append(errs, d.SetState(p.powerOn[i]), d.Resume())
+		errs = append(errs, d.SetState(d.powerOn), d.Resume())
 	}
 	return errors.Join(errs...)
 }

@@ -76,7 +76,7 @@ func (m *VM) addPlatform(console io.Writer) error {
 // reset brings the platform devices back to power-on.
 func (p *platform) reset() error {
 	p.serial.Reset()
-	_ = p.rtc
+	p.rtc.Reset()
 	return p.ged.Reset()
 }
 

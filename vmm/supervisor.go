@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 )
 
@@ -54,7 +55,7 @@ func (m *VM) teardown(e Exit) {
 	if err := m.platform.drain(); err != nil {
 		m.log.Warn("console output may be incomplete", "err", err)
 	}
-	m.state = StateStopped
+	m.state = api.Stopped
 	m.exit = e
 	m.mu.Unlock()
 	m.log.Info("guest ended", "reason", e.Reason)
@@ -92,7 +93,7 @@ func (m *VM) restart() error {
 	}
 	m.resets++
 	m.log.Info("guest restarted", "restarts", m.resets)
-	if m.state == StatePaused {
+	if m.state == api.Paused {
 		return nil // the user's pause outlives the restart
 	}
 	return m.resumeVCPUs(ctx)

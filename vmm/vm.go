@@ -13,23 +13,10 @@ import (
 	"ditto.vm/devices"
 	"ditto.vm/guest/boot"
 	"ditto.vm/memory"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
-
-// State is where a VM stands in its life.
-type State string
-
-// The states of a VM.
-const (
-	StateCreated State = "created"
-	StateRunning State = "running"
-	StatePaused  State = "paused"
-	StateStopped State = "stopped"
-)
-
-// ErrState is wrapped when an operation does not fit the VM's state.
-var ErrState = errors.New("not possible in this state")
 
 // Options are what a VM needs from its surroundings.
 type Options struct {
@@ -37,6 +24,8 @@ type Options struct {
 	// Console receives what the guest writes to its console. Writes may block
 	// for a while; the guest is then slowed down.
 	Console io.Writer
+	// NetLog receives what the user-mode network logs, nil for nothing.
+	NetLog io.Writer
 }
 
 // VM is one virtual machine. Its methods may be called from any goroutine.
@@ -66,7 +55,8 @@ type VM struct {
 	ended    chan struct{} // closed when the guest has ended and all is joined
 
 	mu        sync.Mutex // serializes lifecycle operations; guards what follows
-	state     State
+	state     api.State
+	closed    bool // Close has begun
 	started   time.Time
 	loaded    *boot.Loaded
 	exit      Exit
@@ -141,8 +131,8 @@ func (m *VM) vcpuFailed(c *vcpu, err error) {
 func (m *VM) Start(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.state != StateCreated {
-		return fmt.Errorf("start: VM is %s: %w", m.state, ErrState)
+	if m.state != api.Created {
+		return fmt.Errorf("start: VM is %s: %w", m.state, api.ErrWrongState)
 	}
 	if err := m.load(); err != nil {
 		return err
@@ -152,7 +142,7 @@ func (m *VM) Start(ctx context.Context) error {
 	}
 	go m.supervise()
 	m.started = time.Now()
-	m.state = StateRunning
+	m.state = api.Running
 	return m.resumeVCPUs(ctx)
 }
 
@@ -162,17 +152,17 @@ func (m *VM) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch m.state {
-	case StatePaused:
+	case api.Paused:
 		return nil
-	case StateRunning:
+	case api.Running:
 	default:
-		return fmt.Errorf("pause: VM is %s: %w", m.state, ErrState)
+		return fmt.Errorf("pause: VM is %s: %w", m.state, api.ErrWrongState)
 	}
 	if err := m.pauseVCPUs(ctx); err != nil {
 		return errors.Join(fmt.Errorf("pause: %w", err), m.resumeVCPUs(context.WithoutCancel(ctx)))
 	}
 	m.pci.pause()
-	m.state = StatePaused
+	m.state = api.Paused
 	return nil
 }
 
@@ -182,11 +172,11 @@ func (m *VM) Resume(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch m.state {
-	case StateRunning:
+	case api.Running:
 		return nil
-	case StatePaused:
+	case api.Paused:
 	default:
-		return fmt.Errorf("resume: VM is %s: %w", m.state, ErrState)
+		return fmt.Errorf("resume: VM is %s: %w", m.state, api.ErrWrongState)
 	}
 	if err := m.pci.resume(); err != nil {
 		return fmt.Errorf("resume: %w", err)
@@ -196,7 +186,7 @@ func (m *VM) Resume(ctx context.Context) error {
 			m.log.Warn("cannot tell the guest of the pause", "vcpu", c.id, "err", err)
 		}
 	}
-	m.state = StateRunning
+	m.state = api.Running
 	if err := m.resumeVCPUs(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
@@ -230,34 +220,11 @@ func (m *VM) resumeVCPUs(ctx context.Context) error {
 func (m *VM) PowerButton() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.state != StateRunning {
-		return fmt.Errorf("power button: VM is %s: %w", m.state, ErrState)
+	if m.state != api.Running {
+		return fmt.Errorf("power button: VM is %s: %w", m.state, api.ErrWrongState)
 	}
 	m.platform.ged.PressPowerButton()
 	return nil
-}
-
-// Stop presses the power button and kills the guest when it has not ended
-// within grace. It reports whether the guest ended by itself.
-func (m *VM) Stop(ctx context.Context, grace time.Duration) (bool, error) {
-	if err := m.PowerButton(); err == nil {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
-		select {
-		case <-m.ended:
-			return true, nil
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-timer.C:
-		}
-	}
-	m.Kill()
-	select {
-	case <-m.ended:
-		return false, nil
-	case <-ctx.Done():
-		return false, ctx.Err()
-	}
 }
 
 // Kill ends the guest at once. Disks are flushed, the guest is not asked.
@@ -281,12 +248,12 @@ func (m *VM) Close() error {
 	m.mu.Lock()
 	state := m.state
 	m.mu.Unlock()
-	if state == StateRunning || state == StatePaused {
+	if state == api.Running || state == api.Paused {
 		m.Kill()
 		<-m.ended
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.state = StateStopped
+	m.state, m.closed = api.Stopped, true
 	return m.cleanup.close()
 }

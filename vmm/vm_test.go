@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
@@ -33,16 +34,16 @@ func requireKVM(t testing.TB) {
 	t.Skipf("%v; try: run as a member of the kvm group on a machine with KVM", err)
 }
 
-// console collects what a guest prints.
-type console struct {
+// consoleLog collects what a guest prints.
+type consoleLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 	more chan struct{} // signalled at every write
 }
 
-func newConsole() *console { return &console{more: make(chan struct{}, 1)} }
+func newConsole() *consoleLog { return &consoleLog{more: make(chan struct{}, 1)} }
 
-func (c *console) Write(p []byte) (int, error) {
+func (c *consoleLog) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -52,7 +53,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return c.text.Write(p)
 }
 
-func (c *console) String() string {
+func (c *consoleLog) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.text.String()
@@ -69,7 +70,7 @@ func payloadConfig(spec string) config.Config {
 }
 
 // newVM makes a VM that the test closes.
-func newVM(t testing.TB, c config.Config, out *console) *VM {
+func newVM(t testing.TB, c config.Config, out *consoleLog) *VM {
 	t.Helper()
 	requireKVM(t)
 	m, err := New(t.Context(), c, Options{Console: out})
@@ -121,8 +122,8 @@ func TestPayloadRunsToItsEnd(t *testing.T) {
 func TestPauseStopsTheGuest(t *testing.T) {
 	m := newVM(t, payloadConfig("spin"), newConsole())
 	ctx := deadline(t)
-	if err := m.Pause(ctx); !errors.Is(err, ErrState) {
-		t.Errorf("pause before the start: %v, want ErrState", err)
+	if err := m.Pause(ctx); !errors.Is(err, api.ErrWrongState) {
+		t.Errorf("pause before the start: %v, want api.ErrWrongState", err)
 	}
 	if err := m.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -145,8 +146,8 @@ func TestPauseStopsTheGuest(t *testing.T) {
 	if err != nil || exit.Reason != ExitKilled {
 		t.Errorf("exit %+v, %v, want killed", exit, err)
 	}
-	if err := m.Resume(ctx); !errors.Is(err, ErrState) {
-		t.Errorf("resume after the end: %v, want ErrState", err)
+	if err := m.Resume(ctx); !errors.Is(err, api.ErrWrongState) {
+		t.Errorf("resume after the end: %v, want api.ErrWrongState", err)
 	}
 }
 
@@ -170,9 +171,11 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	if err := m.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	clean, err := m.Stop(ctx, 10*time.Millisecond)
-	if err != nil || clean {
-		t.Errorf("Stop() = %v, %v, want a kill", clean, err)
+	if err := m.Stop(ctx, 10*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := m.Wait(ctx); err != nil || exit.Reason != ExitKilled {
+		t.Errorf("exit %+v, %v, want a kill", exit, err)
 	}
 }
 

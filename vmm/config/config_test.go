@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ditto.vm/images/disk"
 	"ditto.vm/memory"
 )
 
@@ -47,7 +48,7 @@ reboot-limit: 3
 		Name: "web", CPUs: 2,
 		Memory: Memory{Size: 2 << 30, HugePages: memory.HugePagesOff, Backing: memory.Memfd},
 		Kernel: "./vmlinuz", Initrd: InitrdURoot, Cmdline: Cmdline{Append: "quiet"}, Command: []string{"ls", "-l"},
-		Disks: []Disk{{Path: "root.img", Serial: "R1", Cache: CacheNone, Queues: 3}, {Path: "/data.img", ReadOnly: true}},
+		Disks: []Disk{{Path: "root.img", Serial: "R1", Cache: disk.CacheNone, Queues: 3}, {Path: "/data.img", ReadOnly: true}},
 		Nets: []Net{
 			{Mode: NetUser, MTU: 9000, Forwards: []Forward{{"tcp", "", 8080, 80}, {"udp", "0.0.0.0", 53, 53}}},
 			{Mode: NetTap, Tap: "tap7", Bridge: "br0", MAC: "02:00:00:00:00:01"},
@@ -98,7 +99,7 @@ func TestParseErrors(t *testing.T) {
 		{"memory: 12Q", `"12Q" is not a size`},
 		{"memory: -1", `is not a size`},
 		{"memory: {hugepages: 4M}", `unknown huge page size "4M"`},
-		{"disks: [{path: a, cache: writethrough}]", `unknown cache mode "writethrough": use writeback, none or unsafe`},
+		{"disks: [{path: a, cache: unsafe}]", `unknown cache mode "unsafe": use writeback, none or writethrough`},
 		{"nets: [{mode: bridge}]", `unknown network "bridge": use user, tap, socket or none`},
 		{"nets: [{mode: user, forwards: [80]}]", ``},
 		{"sandbox: maybe", `neither on nor off`},

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"ditto.vm/images/disk"
 )
 
 // Disk is one virtio block device.
@@ -14,8 +16,8 @@ type Disk struct {
 	ReadOnly bool `json:"readonly,omitempty"`
 	// Serial is what the guest reads as the disk's serial number, at most
 	// [MaxSerialBytes] printable ASCII characters.
-	Serial string `json:"serial,omitempty"`
-	Cache  Cache  `json:"cache"`
+	Serial string     `json:"serial,omitempty"`
+	Cache  disk.Cache `json:"cache"`
 	// Queues is the number of request queues, 0 for one a vCPU up to 4.
 	Queues int `json:"queues,omitempty"`
 }

@@ -122,34 +122,6 @@ func (p *RebootPolicy) UnmarshalText(text []byte) error {
 	return enumParse(rebootNames(), "reboot policy", text, p)
 }
 
-// Cache is how writes of the guest reach the disk.
-type Cache int
-
-// The cache modes, with the meaning QEMU gives the words.
-const (
-	// CacheWriteback goes through the host's page cache; a flush of the
-	// guest is an fdatasync.
-	CacheWriteback Cache = iota
-	// CacheNone bypasses the host's page cache (O_DIRECT); flushes are kept.
-	CacheNone
-	// CacheUnsafe goes through the page cache and ignores flushes: for disks
-	// that may be lost.
-	CacheUnsafe
-)
-
-func cacheNames() []string { return []string{"writeback", "none", "unsafe"} }
-
-// String returns writeback, none or unsafe.
-func (c Cache) String() string { return enumText(cacheNames(), c) }
-
-// MarshalText implements encoding.TextMarshaler.
-func (c Cache) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (c *Cache) UnmarshalText(text []byte) error {
-	return enumParse(cacheNames(), "cache mode", text, c)
-}
-
 // NetMode is what a network device is connected to.
 type NetMode int
 

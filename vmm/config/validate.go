@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"ditto.vm/images/disk"
 	"ditto.vm/memory"
 )
 
@@ -144,8 +145,8 @@ func checkDisks(c *Config) error {
 		if len(d.Serial) > MaxSerialBytes || strings.IndexFunc(d.Serial, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 			return &Error{field + ".serial", d.Serial, "not a serial number", fmt.Sprintf("use up to %d printable ASCII characters without spaces", MaxSerialBytes)}
 		}
-		if d.Cache < CacheWriteback || d.Cache > CacheUnsafe {
-			return &Error{field + ".cache", d.Cache.String(), "unknown cache mode", "use " + orList(cacheNames())}
+		if d.Cache < disk.CacheWriteback || d.Cache > disk.CacheWritethrough {
+			return &Error{field + ".cache", d.Cache.String(), "unknown cache mode", "use writeback, none or writethrough"}
 		}
 		if d.Queues < 0 || d.Queues > MaxQueues {
 			return &Error{field + ".queues", fmt.Sprint(d.Queues), "out of range", fmt.Sprintf("use 1 to %d, or leave it out", MaxQueues)}

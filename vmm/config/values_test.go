@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ditto.vm/images/disk"
 )
 
 func TestParseBytes(t *testing.T) {
@@ -38,7 +40,7 @@ func TestParseDisk(t *testing.T) {
 	}{
 		{"a.img", Disk{Path: "a.img"}},
 		{"a,,b.img,ro", Disk{Path: "a,b.img", ReadOnly: true}},
-		{"path=a=b.img,readonly=off,serial=X,cache=unsafe,queues=2", Disk{Path: "a=b.img", Serial: "X", Cache: CacheUnsafe, Queues: 2}},
+		{"path=a=b.img,readonly=off,serial=X,cache=none,queues=2", Disk{Path: "a=b.img", Serial: "X", Cache: disk.CacheNone, Queues: 2}},
 		{"a=b.img", Disk{Path: "a=b.img"}},
 	} {
 		got, err := ParseDisk(test.text)
@@ -118,7 +120,7 @@ func TestEnumsRoundTrip(t *testing.T) {
 		UnmarshalText([]byte) error
 		MarshalText() ([]byte, error)
 	}{
-		"virtio": new(Console), "stop": new(RebootPolicy), "unsafe": new(Cache),
+		"virtio": new(Console), "stop": new(RebootPolicy), "writethrough": new(disk.Cache),
 		"socket": new(NetMode), "on": new(OnOff), "1m30s": new(Duration),
 	} {
 		if err := v.UnmarshalText([]byte(strings.ToLower(text))); err != nil {
@@ -131,7 +133,7 @@ func TestEnumsRoundTrip(t *testing.T) {
 			t.Errorf("%T accepts nonsense", v)
 		}
 	}
-	if s := Cache(77).String(); s != "invalid(77)" {
+	if s := NetMode(77).String(); s != "invalid(77)" {
 		t.Error(s)
 	}
 }
