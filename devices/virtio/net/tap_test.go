@@ -269,8 +269,8 @@ func TestTapGone(t *testing.T) {
 	}
 }
 
-// BenchmarkTapTransmit is a frame of 64 KiB from the ring to the kernel, which
-// drops it.
+// BenchmarkTapTransmit is a frame from guest memory to the host's stack. The
+// long one is cut into segments there.
 func BenchmarkTapTransmit(b *testing.B) {
 	for _, size := range []int{1000, 65000} {
 		b.Run(map[int]string{1000: "1K", 65000: "64K"}[size], func(b *testing.B) {
