@@ -1,0 +1,229 @@
+package memory
+
+import (
+	"iter"
+	"math/bits"
+	"sync/atomic"
+)
+
+// PageSet is a set of guest pages: one bit a page, 32 KiB for each GiB of RAM.
+// Its words are laid out as KVM lays out a memslot's dirty bitmap, so that one
+// region's words can be handed to the kernel as they are.
+//
+// [PageSet.Add] and [PageSet.Has] may be called from any goroutine at any time.
+// The other methods do not lose what is added meanwhile, but may or may not
+// see it.
+type PageSet struct {
+	regions []pageSetRegion
+}
+
+// pageSetRegion holds bit i of word i/64 for page i of the range.
+type pageSetRegion struct {
+	Range
+	words []uint64
+}
+
+// NewPageSet returns an empty set over the given RAM ranges, which are in
+// ascending order and page-aligned.
+func NewPageSet(ranges []Range) *PageSet {
+	s := &PageSet{regions: make([]pageSetRegion, len(ranges))}
+	for i, r := range ranges {
+		pages := r.Size >> PageShift
+		s.regions[i] = pageSetRegion{Range: r, words: make([]uint64, (pages+63)/64)}
+	}
+	return s
+}
+
+// NewPageSet returns an empty set over the whole Space.
+func (s *Space) NewPageSet() *PageSet {
+	ranges := make([]Range, len(s.regions))
+	for i := range s.regions {
+		ranges[i] = s.regions[i].Range
+	}
+	return NewPageSet(ranges)
+}
+
+// Add puts every page that [gpa, gpa+n) touches into the set. What lies outside
+// RAM is ignored.
+func (s *PageSet) Add(gpa GPA, n uint64) {
+	s.each(gpa, n, func(r *pageSetRegion, i int, mask uint64) {
+		// Most pages of a busy queue are in the set already: a load keeps the
+		// cache line shared where a locked OR would not.
+		if w := &r.words[i]; atomic.LoadUint64(w)&mask != mask {
+			atomic.OrUint64(w, mask)
+		}
+	})
+}
+
+// Remove takes every page that [gpa, gpa+n) touches out of the set.
+func (s *PageSet) Remove(gpa GPA, n uint64) {
+	s.each(gpa, n, func(r *pageSetRegion, i int, mask uint64) {
+		if w := &r.words[i]; atomic.LoadUint64(w)&mask != 0 {
+			atomic.AndUint64(w, ^mask)
+		}
+	})
+}
+
+// Has reports whether the page that holds gpa is in the set.
+func (s *PageSet) Has(gpa GPA) bool {
+	found := false
+	s.each(gpa, 1, func(r *pageSetRegion, i int, mask uint64) {
+		found = atomic.LoadUint64(&r.words[i])&mask != 0
+	})
+	return found
+}
+
+// Count returns the number of pages in the set.
+func (s *PageSet) Count() uint64 {
+	var n uint64
+	for i := range s.regions {
+		for j := range s.regions[i].words {
+			n += uint64(bits.OnesCount64(atomic.LoadUint64(&s.regions[i].words[j])))
+		}
+	}
+	return n
+}
+
+// CountIn returns the number of pages in the set that [gpa, gpa+n) touches.
+func (s *PageSet) CountIn(gpa GPA, n uint64) uint64 {
+	var count uint64
+	s.each(gpa, n, func(r *pageSetRegion, i int, mask uint64) {
+		count += uint64(bits.OnesCount64(atomic.LoadUint64(&r.words[i]) & mask))
+	})
+	return count
+}
+
+// Clear empties the set.
+func (s *PageSet) Clear() {
+	for i := range s.regions {
+		for j := range s.regions[i].words {
+			if w := &s.regions[i].words[j]; atomic.LoadUint64(w) != 0 {
+				atomic.StoreUint64(w, 0)
+			}
+		}
+	}
+}
+
+// Runs yields the set as maximal runs of pages in ascending order. A run does
+// not cross the border of a region.
+func (s *PageSet) Runs() iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		for i := range s.regions {
+			if !s.regions[i].runs(yield) {
+				return
+			}
+		}
+	}
+}
+
+// runs yields the region's runs and reports whether to go on.
+func (r *pageSetRegion) runs(yield func(Range) bool) bool {
+	start, open := uint64(0), false
+	for i := range r.words {
+		word, base := atomic.LoadUint64(&r.words[i]), uint64(i)*64
+		for bit := uint64(0); bit < 64; {
+			rest := word >> bit
+			if open {
+				ones := uint64(bits.TrailingZeros64(^rest))
+				if bit += ones; bit >= 64 {
+					break
+				}
+				if !yield(r.pages(start, base+bit)) {
+					return false
+				}
+				open = false
+				continue
+			}
+			if rest == 0 {
+				break
+			}
+			bit += uint64(bits.TrailingZeros64(rest))
+			start, open = base+bit, true
+		}
+	}
+	return !open || yield(r.pages(start, r.Size>>PageShift))
+}
+
+// pages returns the range of the region's pages [from, to).
+func (r *pageSetRegion) pages(from, to uint64) Range {
+	return Range{Start: r.Start + GPA(from<<PageShift), Size: (to - from) << PageShift}
+}
+
+// moveTo takes the pages of [gpa, gpa+n) out of s and adds them to into, which
+// is over the same ranges. No page added meanwhile is lost: it is moved now or
+// stays.
+func (s *PageSet) moveTo(into *PageSet, gpa GPA, n uint64) {
+	s.eachIndexed(gpa, n, func(region, i int, mask uint64) {
+		w := &s.regions[region].words[i]
+		if atomic.LoadUint64(w)&mask == 0 {
+			return
+		}
+		if old := atomic.AndUint64(w, ^mask) & mask; old != 0 {
+			atomic.OrUint64(&into.regions[region].words[i], old)
+		}
+	})
+}
+
+// copyTo adds the pages of [gpa, gpa+n) that are in s to into, which is over
+// the same ranges.
+func (s *PageSet) copyTo(into *PageSet, gpa GPA, n uint64) {
+	s.eachIndexed(gpa, n, func(region, i int, mask uint64) {
+		if w := atomic.LoadUint64(&s.regions[region].words[i]) & mask; w != 0 {
+			atomic.OrUint64(&into.regions[region].words[i], w)
+		}
+	})
+}
+
+// each calls f for every word that holds a page of [gpa, gpa+n), with the mask
+// of those pages.
+func (s *PageSet) each(gpa GPA, n uint64, f func(r *pageSetRegion, i int, mask uint64)) {
+	s.eachIndexed(gpa, n, func(region, i int, mask uint64) { f(&s.regions[region], i, mask) })
+}
+
+func (s *PageSet) eachIndexed(gpa GPA, n uint64, f func(region, i int, mask uint64)) {
+	for k := range s.regions {
+		part, ok := intersect(s.regions[k].Range, Range{Start: gpa, Size: n})
+		if !ok {
+			continue
+		}
+		first := uint64(part.Start-s.regions[k].Start) >> PageShift
+		last := (uint64(part.End()-s.regions[k].Start) - 1) >> PageShift
+		for i := first / 64; i <= last/64; i++ {
+			mask := ^uint64(0)
+			if i == first/64 {
+				mask &= ^uint64(0) << (first % 64)
+			}
+			if i == last/64 {
+				mask &= ^uint64(0) >> (63 - last%64)
+			}
+			f(k, int(i), mask)
+		}
+	}
+}
+
+// intersect returns what a and b have in common, and whether that is anything.
+// It does not overflow whatever b says.
+func intersect(a, b Range) (Range, bool) {
+	if a.Size == 0 || b.Size == 0 {
+		return Range{}, false
+	}
+	lastA, lastB := a.Start+GPA(a.Size-1), b.Start+GPA(b.Size-1)
+	if lastB < b.Start {
+		lastB = ^GPA(0)
+	}
+	start, last := max(a.Start, b.Start), min(lastA, lastB)
+	if start > last {
+		return Range{}, false
+	}
+	return Range{Start: start, Size: uint64(last-start) + 1}, true
+}
+
+// addWord adds the pages of one word of a region.
+func (s *PageSet) addWord(region, i int, word uint64) {
+	atomic.OrUint64(&s.regions[region].words[i], word)
+}
+
+// addPage adds one page of a region.
+func (s *PageSet) addPage(region int, page uint64) {
+	s.addWord(region, int(page/64), 1<<(page%64))
+}
