@@ -20,4 +20,12 @@
 // [WriteObserver], because KVM's dirty log sees only the guest's writes: either
 // by writing with [Space.WriteAt], or by calling [Space.Wrote] after writing
 // through a slice and before telling the guest.
+//
+// A [Tracker] is such an observer: it tells which pages were written since they
+// were armed, by whomever. [OpenTracker] chooses one. [Frames] keeps how the
+// host maps each large frame and why, and breaks and collapses them.
+//
+// Kernel interfaces: userfaultfd(2) with UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN
+// (Documentation/admin-guide/mm/pagemap.rst), MADV_COLLAPSE (madvise(2)), KVM's
+// dirty log and ring (KVM API 4.8, 7.18, 8.29).
 package memory
