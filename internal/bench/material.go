@@ -1,0 +1,114 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"ditto.vm/guest"
+	"ditto.vm/images/kernel"
+	"ditto.vm/images/uroot"
+	"ditto.vm/vmm/kvm"
+)
+
+// benchKernel is the kernel of every Linux guest: Debian's for clouds, with
+// virtio_pci and ext4 built in.
+const benchKernel = "6.12-cloud"
+
+// Prepare finds or makes what the benchmarks of names need. What cannot be had
+// is noted in Missing.
+func (e *Env) Prepare(ctx context.Context, benchmarks []Benchmark, progress Progress) {
+	e.Missing = map[string]string{}
+	var err error
+	if e.QEMU, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+		e.Missing["QEMU"] = "qemu-system-x86_64 is not installed: run make setup"
+	}
+	if fi, err := os.Stat(e.Ditto); err != nil || !fi.Mode().IsRegular() {
+		e.Missing["Ditto"] = fmt.Sprintf("there is no program %q: run make build or give --ditto", e.Ditto)
+		e.Ditto = ""
+	}
+	needsLinux, needsDisk := false, false
+	for _, b := range benchmarks {
+		needsLinux = needsLinux || b.Where == Lab
+		needsDisk = needsDisk || b.NeedsDisk
+	}
+	if needsLinux {
+		progress("kernel and initramfs")
+		if err := e.prepareLinux(ctx); err != nil {
+			e.Missing["Kernel"], e.Missing["Initrd"] = err.Error(), err.Error()
+		}
+	}
+	if needsDisk && e.RootDisk == "" {
+		e.Missing["RootDisk"] = "give one with --root-disk"
+	}
+}
+
+func (e *Env) prepareLinux(ctx context.Context) error {
+	k, err := kernel.NewStore("", nil).Ensure(ctx, benchKernel)
+	if err != nil {
+		return err
+	}
+	source, err := guest.InitSource()
+	if err != nil {
+		return err
+	}
+	image, err := uroot.Build(ctx, uroot.Options{Kernel: k, Init: source})
+	if err != nil {
+		return err
+	}
+	e.Kernel, e.Initrd = k.Image, image.Path
+	return nil
+}
+
+// LinuxRunsHere tells whether this machine's own KVM runs Linux guests, and
+// why not.
+func LinuxRunsHere() (bool, string) {
+	system, err := kvm.Open()
+	if err != nil {
+		return false, err.Error()
+	}
+	defer func() { _ = system.Close() }()
+	linux, err := system.ProbeLinux()
+	if err != nil {
+		return false, err.Error()
+	}
+	return linux.OK, linux.Reason
+}
+
+// bringClose copies into the scratch folder what is read at every start, so
+// that the file system below the original has no part in what is measured.
+func (e *Env) bringClose() error {
+	for _, path := range []*string{&e.Ditto, &e.Kernel, &e.Initrd} {
+		if *path == "" {
+			continue
+		}
+		to := filepath.Join(e.Scratch, filepath.Base(*path))
+		if err := copyFile(to, *path); err != nil {
+			return err
+		}
+		*path = to
+	}
+	return nil
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, info.Mode().Perm()|0o200)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
+}
