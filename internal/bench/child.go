@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,8 +33,9 @@ func startChild(args []string, wantInput bool) (*child, error) {
 		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
 	c := &child{cmd: exec.Command(args[0], args[1:]...), out: newConsole(), errs: &tail{}, ended: make(chan struct{})}
-	// The group lets stop reach what the program started.
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: 0}
+	// The group lets stop reach what the program started; the death signal
+	// reaches it when this process is killed.
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	c.cmd.Stdout = outWrite
 	c.cmd.Stderr = c.errs
 	c.cmd.WaitDelay = time.Second
@@ -44,8 +46,20 @@ func startChild(args []string, wantInput bool) (*child, error) {
 		}
 		c.cmd.Stdin = inRead
 	}
-	c.started = time.Now()
-	err = c.cmd.Start()
+	begun := make(chan error, 1)
+	go func() {
+		// The death signal is sent when the starting thread ends, so it must
+		// live as long as the program.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		c.started = time.Now()
+		err := c.cmd.Start()
+		begun <- err
+		if err == nil {
+			c.watch(outRead)
+		}
+	}()
+	err = <-begun
 	_ = outWrite.Close()
 	if inRead != nil {
 		_ = inRead.Close()
@@ -57,7 +71,6 @@ func startChild(args []string, wantInput bool) (*child, error) {
 		}
 		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
-	go c.watch(outRead)
 	return c, nil
 }
 
@@ -107,10 +120,13 @@ func (c *child) stop() {
 	if c.stdin != nil {
 		_ = c.stdin.Close()
 	}
-	// Setpgid made the program the leader of a group of its own. A group whose
-	// members have all been reaped is gone, and the error says so.
-	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
-	<-c.ended
+	select {
+	case <-c.ended: // its id may be another's by now
+	default:
+		// Setpgid made the program the leader of a group of its own.
+		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+		<-c.ended
+	}
 }
 
 // tail keeps the end of what is written to it.
