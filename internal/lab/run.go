@@ -244,7 +244,8 @@ func (r *running) loop(ctx context.Context, l *Lab) (wire.Result, error) {
 		case <-overdue:
 			l.vm.kill() // what cannot be killed would hold the reader for ever
 			overdue = nil
-		case <-failed:
+		case err := <-failed:
+			l.log.Debug("lab stream ended", "err", err)
 			return wire.Result{}, fmt.Errorf("lab: %s: %w%s", r.cmd.Args[0], l.deathCause(), l.consoleTail())
 		case f := <-frames:
 			res, ended, err := r.handle(f)

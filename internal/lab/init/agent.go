@@ -37,9 +37,7 @@ func runAgent() error {
 		wg.Go(func() {
 			defer func() { _ = f.Close() }()
 			p := &port{conn: wire.NewConn(f), cgroup: "/sys/fs/cgroup/" + filepath.Base(path)}
-			if err := p.serve(hello); err != nil {
-				fmt.Fprintf(os.Stderr, "lab agent: %s: %v\n", path, err)
-			}
+			fmt.Fprintf(os.Stderr, "lab agent: %s: %v\n", path, p.serve(hello))
 		})
 	}
 	wg.Wait()
@@ -73,7 +71,7 @@ type port struct {
 	cur    *process
 }
 
-// serve reads frames until the stream fails.
+// serve reads frames until the stream fails, and says how.
 func (p *port) serve(hello wire.Hello) error {
 	if err := p.conn.WriteJSON(wire.Ready, 0, hello); err != nil {
 		return err
