@@ -328,3 +328,9 @@ func TestBadConfig(t *testing.T) {
 		}
 	}
 }
+
+func FuzzDevice(f *testing.F) {
+	virtiotest.Fuzz(f, func(tb testing.TB) virtio.Device {
+		return newDevice(tb, newFakeDisk(1<<20), func(c *Config) { c.Queues = 2 })
+	})
+}
