@@ -5,9 +5,8 @@ import (
 	"io/fs"
 )
 
-// The sources of guest/init, without its tests. A main package cannot be
-// imported, and images may not import guest, so whoever builds an image hands
-// them over.
+// The sources of guest/init. A main package cannot be imported, and images may
+// not import guest, so whoever builds an image hands them over.
 //
 //go:embed init/*.go
 var initSource embed.FS

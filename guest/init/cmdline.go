@@ -77,7 +77,7 @@ func defaultConfig() config {
 		hostname:  "ditto",
 		netWait:   defaultNetWait,
 		mountAuto: true,
-		term:      "xterm",
+		term:      "screen", // like a console, it may have several terminals or none
 		winsize:   winsize{80, 24},
 		stopGrace: defaultStopGrace,
 		root:      rootSpec{init: "/sbin/init"},
@@ -160,9 +160,15 @@ func (c *config) apply(w word) error {
 	case "run":
 		c.run = w.value
 	case "run64":
-		c.run, err = decodeBase64(w.value)
+		var run string
+		if run, err = decodeBase64(w.value); err == nil {
+			c.run = run
+		}
 	case "after":
-		c.after, err = parseAction(w.value)
+		var a action
+		if a, err = parseAction(w.value); err == nil {
+			c.after = a
+		}
 	case "hostname":
 		err = setHostname(&c.hostname, w.value)
 	case "net":

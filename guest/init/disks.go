@@ -95,7 +95,12 @@ func mountDisk(d disk, dir string, readOnly bool, data string) error {
 			return fmt.Errorf("mount %s (%s) on %s: %w", dev, d.fsType, dir, err)
 		}
 	}
-	if err := unix.Mount(dev, dir, d.fsType, unix.MS_RDONLY, data); err != nil {
+	err := unix.Mount(dev, dir, d.fsType, unix.MS_RDONLY, data)
+	if errors.Is(err, unix.EROFS) && data == "" && (d.fsType == "ext4" || d.fsType == "ext3") {
+		// A journal that cannot be replayed, because the device is read-only.
+		err = unix.Mount(dev, dir, d.fsType, unix.MS_RDONLY, "noload")
+	}
+	if err != nil {
 		return fmt.Errorf("mount %s (%s) read-only on %s: %w", dev, d.fsType, dir, err)
 	}
 	return nil

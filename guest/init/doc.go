@@ -35,7 +35,7 @@
 //	ditto.mount=SPEC        auto (default), off, or SOURCE,DIR[,ro] with SOURCE a device, a name or LABEL=...; repeatable
 //	ditto.modules=A,B       modules to load besides those the hardware asks for
 //	ditto.shell=PATH        default: the image's own
-//	ditto.term=NAME         TERM of the shell on a serial console (default "xterm")
+//	ditto.term=NAME         TERM of the shell on a serial console (default "screen")
 //	ditto.winsize=COLSxROWS size of a console that does not know its own (default 80x24)
 //	ditto.stop=DURATION     time processes get between SIGTERM and SIGKILL (default 3s)
 //	root= rootfstype= rootflags= ro rw init=   as for the kernel; root= also takes LABEL= and UUID=

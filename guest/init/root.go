@@ -49,15 +49,13 @@ func mountNewRoot(spec rootSpec) error {
 
 // switchRoot moves the base mounts into the mounted new root, frees the
 // initramfs, makes the new root / and becomes its init. It returns only on
-// failure, and only before anything was given up.
+// failure. What could be wrong with the disk is found before anything is moved.
 func switchRoot(spec rootSpec) error {
 	initPath := filepath.Join(newRoot, spec.init)
 	if fi, err := os.Lstat(initPath); err != nil || fi.IsDir() {
 		return fmt.Errorf("the root file system has no %s", spec.init)
 	}
-	for _, dir := range []string{"/tmp"} {
-		_ = unix.Unmount(dir, unix.MNT_DETACH)
-	}
+	_ = unix.Unmount("/tmp", unix.MNT_DETACH)
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		target := filepath.Join(newRoot, dir)
 		if _, err := os.Stat(target); err != nil {

@@ -76,8 +76,11 @@ func diskMounts(mounts string) []string {
 	sc := bufio.NewScanner(strings.NewReader(mounts))
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
-		if len(f) >= 2 && strings.HasPrefix(f[0], "/dev/") && f[1] != "/" {
-			dirs = append([]string{unescapeMount(f[1])}, dirs...)
+		if len(f) < 2 || !strings.HasPrefix(f[0], "/dev/") {
+			continue
+		}
+		if dir := unescapeMount(f[1]); dir != "/" {
+			dirs = append([]string{dir}, dirs...)
 		}
 	}
 	return dirs

@@ -150,6 +150,9 @@ func (o Options) buildCommands(ctx context.Context) (string, error) {
 			"-o", filepath.Join(tmp, commandsFile), "-tmp-dir", filepath.Join(g.dir, "busybox"),
 			"-initcmd=", "-uinitcmd=", "-defaultsh=gosh",
 		}
+		for _, tag := range o.tags() {
+			args = append(args, "-go-build-tags", tag)
+		}
 		if err := g.exec(ctx, builder, append(args, commands...)...); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
@@ -199,14 +202,11 @@ func (o Options) writeModule(dir string) error {
 		// here keeps the user's out.
 		".mkuimage.yaml": []byte("configs: {}\n"),
 	}
-	names, err := fs.Glob(o.Init, "*.go")
+	names, err := initFiles(o.Init)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
 		if files["init/"+name], err = fs.ReadFile(o.Init, name); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ditto.vm/images/cache"
@@ -42,6 +43,8 @@ type Options struct {
 	// nil means DefaultCommands. A path may be followed by "@version" when it
 	// belongs to a module other than u-root's.
 	Commands []string
+	// Tags are build tags for the commands. nil means DefaultTags.
+	Tags []string
 	// Modules are kernel modules to pack and always load besides the default
 	// ones. The kernel must have each, built in or as a module.
 	Modules []string
@@ -73,6 +76,11 @@ func DefaultCommands() []string {
 		"github.com/u-root/u-root/cmds/exp/watch",
 	}
 }
+
+// DefaultTags choose gosh's plain line input. Its other editors query the
+// terminal (which may not be attached, or be a log) and redraw the line with
+// escape sequences at each key.
+func DefaultTags() []string { return []string{"goshsmall", "grpcnotrace"} }
 
 // defaultModules are what a guest of ditto may need, in no order. Each is
 // packed if the kernel has it as a module; init loads what the hardware asks
@@ -106,6 +114,13 @@ func (o Options) commands() []string {
 	return DefaultCommands()
 }
 
+func (o Options) tags() []string {
+	if o.Tags != nil {
+		return o.Tags
+	}
+	return DefaultTags()
+}
+
 // key is a content key: whatever changes the bytes it stands for is in it.
 type key struct{ h hash.Hash }
 
@@ -128,7 +143,7 @@ func (k key) String() string { return hex.EncodeToString(k.h.Sum(nil))[:20] }
 func (o Options) initKey() (string, error) {
 	k := newKey("init")
 	k.add(initFlags()...)
-	names, err := fs.Glob(o.Init, "*.go")
+	names, err := initFiles(o.Init)
 	if err != nil {
 		return "", err
 	}
@@ -142,10 +157,22 @@ func (o Options) initKey() (string, error) {
 	return k.String(), nil
 }
 
+// initFiles lists the sources of the init program without its tests.
+func initFiles(src fs.FS) ([]string, error) {
+	names, err := fs.Glob(src, "*.go")
+	names = slices.DeleteFunc(names, func(n string) bool { return strings.HasSuffix(n, "_test.go") })
+	if err == nil && len(names) == 0 {
+		err = fmt.Errorf("no sources of the init program")
+	}
+	return names, err
+}
+
 // commandsKey names the compiled busybox.
 func (o Options) commandsKey() string {
 	k := newKey("commands")
 	k.add(o.commands()...)
+	k.add("tags")
+	k.add(o.tags()...)
 	return k.String()
 }
 
