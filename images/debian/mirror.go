@@ -1,10 +1,9 @@
 package debian
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -19,7 +18,8 @@ const EnvMirror = "DITTO_DEBIAN_MIRROR"
 const codename = "bookworm"
 
 // ErrNoMirror says that apt's configuration names no Debian mirror.
-var ErrNoMirror = errors.New("apt names no Debian mirror: add a Debian source to /etc/apt/sources.list.d or set " + EnvMirror)
+var ErrNoMirror = errors.New("apt names no Debian mirror: run apt-get update, add a Debian source to " +
+	"/etc/apt/sources.list.d, or set " + EnvMirror)
 
 // mirrors are the archive roots that the private configuration uses.
 type mirrors struct {
@@ -27,47 +27,52 @@ type mirrors struct {
 	security string // bookworm-security; "" when apt names none
 }
 
-// indexFormat is what findMirrors asks of apt-get indextargets, one target a line.
-const indexFormat = "$(ORIGIN)|$(RELEASE)|$(REPO_URI)|$(SIGNED_BY)"
+// indexFormat is what findMirrors asks of apt-get indextargets, one target a
+// line. A variable that apt does not know stays as it is written here.
+const indexFormat = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
 
 // findMirrors derives the mirrors from the machine's apt configuration.
 func findMirrors(ctx context.Context) (mirrors, error) {
 	if uri := os.Getenv(EnvMirror); uri != "" {
 		return mirrors{main: uri}, nil
 	}
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", indexFormat).Output()
-	if err != nil {
-		return mirrors{}, fmt.Errorf("apt-get indextargets: %w", err)
+	// With its release file apt knows a source's origin, but it then lists only
+	// sources that were downloaded, which on a fresh machine are none.
+	var m mirrors
+	for _, extra := range []string{"--release-info", "--no-release-info"} {
+		out, err := exec.CommandContext(ctx, "apt-get", "indextargets", extra,
+			"--format", indexFormat, "Identifier: Packages").Output()
+		if err != nil {
+			return mirrors{}, commandError("apt-get indextargets", err)
+		}
+		if m, err = parseTargets(string(out)); err == nil {
+			return m, nil
+		}
 	}
-	return parseTargets(string(out))
+	return m, ErrNoMirror
 }
 
 // parseTargets picks the Debian archives out of lines in [indexFormat]. A
-// source is Debian's when its downloaded release file says so, or, before the
-// first apt-get update, when it is signed by Debian's archive key or carries a
-// Debian 12 suite.
+// source is Debian's when its release file says so, or, while that is not
+// known, when it has the component main of a Debian 12 suite.
 func parseTargets(targets string) (mirrors, error) {
 	var m mirrors
-	sc := bufio.NewScanner(strings.NewReader(targets))
-	for sc.Scan() {
-		f := strings.Split(sc.Text(), "|")
-		if len(f) != 4 {
+	for line := range strings.Lines(targets) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) != 4 || f[3] == "" {
 			continue
 		}
-		origin, release, uri, signedBy := f[0], f[1], f[2], f[3]
-		if uri == "" || (origin != "" && origin != "Debian") {
-			continue
+		origin, release, component, uri := f[0], f[1], f[2], f[3]
+		if strings.HasPrefix(origin, "$") {
+			origin = ""
 		}
-		if origin == "" && !strings.Contains(signedBy, "debian-archive") && !strings.HasPrefix(release, codename) {
-			continue
-		}
+		ours := origin == "Debian" || origin == "" && component == "main" && strings.HasPrefix(release, codename)
 		switch {
-		case strings.HasSuffix(release, "-security"):
-			if m.security == "" && release == codename+"-security" {
-				m.security = uri
-			}
-		case m.main == "":
-			m.main = uri
+		case !ours:
+		case release == codename+"-security":
+			m.security = cmp.Or(m.security, uri)
+		case !strings.HasSuffix(release, "-security"):
+			m.main = cmp.Or(m.main, uri)
 		}
 	}
 	if m.main == "" {
