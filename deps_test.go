@@ -28,6 +28,7 @@ var edges = []edge{
 	{"cmd/ditto", "vmm", "a command line starts machines and asks them"},
 	{"cmd/ditto", "migration", "migrate, snapshot and restore are commands"},
 	{"cmd/ditto", "images", "image builds and fetches what machines boot"},
+	{"cmd/ditto", "guest", "image hands the sources of the guest's init to the builder"},
 	{"cmd/ditto", "guest/boot", "a kernel that cannot boot has an exit code by its cause"},
 	{"cmd/ditto", "internal/netd", "a network that does not start has an exit code by its cause"},
 	{"cmd/ditto", "internal/doctor", "doctor tells what this host can do"},

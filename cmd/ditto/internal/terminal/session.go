@@ -101,23 +101,8 @@ func (s Session) Run(ctx context.Context, console net.Conn) (Result, error) {
 func (s Session) pumpKeys(wake *os.File, console io.Writer) error {
 	var keys Keys
 	quits := 0
-	buf := make([]byte, 1024)
-	for {
-		ready, err := waitReadable(s.Stdin, wake)
-		if err != nil || !ready {
-			return err
-		}
-		n, err := unix.Read(int(s.Stdin.Fd()), buf)
-		switch {
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			continue
-		case errors.Is(err, unix.EIO) || n == 0 && err == nil:
-			return nil // the terminal is gone, or the end of a file
-		case err != nil:
-			return fmt.Errorf("terminal: %w", err)
-		}
-		rest := buf[:n]
-		for len(rest) > 0 {
+	return readInput(s.Stdin, wake, func(input []byte) error {
+		for rest := input; len(rest) > 0; {
 			guest, command := rest, None
 			if s.Keys {
 				guest, command, rest = keys.Next(rest)
@@ -126,7 +111,7 @@ func (s Session) pumpKeys(wake *os.File, console io.Writer) error {
 			}
 			if len(guest) > 0 {
 				if _, err := console.Write(guest); err != nil {
-					return nil // the console has ended, which the other side reports
+					return io.EOF // the console has ended, which the other side reports
 				}
 			}
 			switch command {
@@ -139,30 +124,13 @@ func (s Session) pumpKeys(wake *os.File, console io.Writer) error {
 				s.notify(HelpText)
 			}
 		}
-	}
+		return nil
+	})
 }
 
 func (s Session) notify(text string) {
 	if s.Notice != nil {
 		fmt.Fprintf(s.Notice, "\r\n[ditto: %s]\r\n", text)
-	}
-}
-
-// waitReadable waits until in has input. It returns false when wake was closed.
-func waitReadable(in, wake *os.File) (bool, error) {
-	for {
-		fds := []unix.PollFd{{Fd: int32(in.Fd()), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
-		_, err := unix.Poll(fds, -1)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return false, fmt.Errorf("terminal: %w", err)
-		case fds[1].Revents != 0:
-			return false, nil
-		case fds[0].Revents != 0:
-			return true, nil
-		}
 	}
 }
 

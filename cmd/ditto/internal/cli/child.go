@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/cmd/ditto/internal/vmproc"
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/sandbox"
+)
+
+// vmProcessArg is the only argument of a process that runs a machine in the
+// background. It gets its job from descriptor 3 and answers on 4.
+const vmProcessArg = "__machine"
+
+// The descriptors of a machine's process.
+const (
+	jobFD    = 3
+	answerFD = 4
+)
+
+// maxJobBytes bounds what a child reads.
+const maxJobBytes = 1 << 20
+
+// childJob is what a machine's process is to do.
+type childJob struct {
+	Config   config.Config `json:"config"`
+	Command  bool          `json:"command"` // the guest runs a command
+	LogLevel slog.Level    `json:"log_level"`
+}
+
+// childAnswer is the child's only message: the name when the guest runs, or why
+// it does not.
+type childAnswer struct {
+	Name  string `json:"name,omitempty"`
+	Error string `json:"error,omitempty"`
+	Code  int    `json:"code,omitempty"`
+}
+
+// child is a machine's process, seen by the one that started it.
+type child struct {
+	name    string
+	process *os.Process
+}
+
+// wait returns when the process has ended.
+func (c *child) wait() { _, _ = c.process.Wait() }
+
+// startChild starts a machine's process and returns when its guest runs. If it
+// does not come to that, the process has ended and nothing is left.
+func (e *Env) startChild(ctx context.Context, job childJob) (*child, error) {
+	data, err := json.Marshal(job)
+	if err != nil {
+		return nil, fmt.Errorf("start the machine's process: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("start the machine's process: %w", err)
+	}
+	jobRead, jobWrite, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start the machine's process: %w", err)
+	}
+	defer jobWrite.Close()
+	answerRead, answerWrite, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start the machine's process: %w", err), jobRead.Close())
+	}
+	defer answerRead.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, errors.Join(err, jobRead.Close(), answerWrite.Close())
+	}
+	process, err := os.StartProcess(self, []string{"ditto", vmProcessArg}, &os.ProcAttr{
+		Files: []*os.File{null, null, os.Stderr, jobRead, answerWrite},
+		// A session of its own: the terminal's signals and its end are not
+		// the machine's.
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	_, _, _ = null.Close(), jobRead.Close(), answerWrite.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start the machine's process: %w", err)
+	}
+	c := &child{process: process}
+	// An interrupted start must not leave a machine behind.
+	stop := context.AfterFunc(ctx, func() { _ = process.Kill() })
+	defer stop()
+
+	_, writeErr := jobWrite.Write(data)
+	_ = jobWrite.Close()
+	var answer childAnswer
+	if err := json.NewDecoder(io.LimitReader(answerRead, maxJobBytes)).Decode(&answer); err != nil || answer.Name == "" {
+		c.wait()
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case answer.Error != "":
+			return nil, exit.Errorf(answer.Code, "%s", answer.Error)
+		}
+		return nil, errors.Join(errors.New("the machine's process ended before the guest ran"), writeErr)
+	}
+	c.name = answer.Name
+	return c, nil
+}
+
+// childMain is a machine's process.
+func (e *Env) childMain() int {
+	answer := os.NewFile(answerFD, "answer")
+	fail := func(err error) int {
+		code := vmproc.Classify(err)
+		_ = json.NewEncoder(answer).Encode(childAnswer{Error: oneLine(err), Code: code})
+		return code
+	}
+	unix.CloseOnExec(answerFD)
+	var job childJob
+	jobs := os.NewFile(jobFD, "job")
+	if err := json.NewDecoder(io.LimitReader(jobs, maxJobBytes)).Decode(&job); err != nil {
+		return fail(fmt.Errorf("the machine's process got no job: %w: use ditto run", err))
+	}
+	_ = jobs.Close()
+	r, err := e.Registry()
+	if err != nil {
+		return fail(err)
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGTERM)
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	running := false
+	code, err := vmproc.Run(context.Background(), vmproc.Options{
+		Config: job.Config, Command: job.Command, Registry: r, Build: e.Build, Version: e.Version.String(),
+		Log:     func(stateDir string) (*slog.Logger, error) { return openOwnLog(stateDir, job.LogLevel) },
+		Sandbox: sandbox.Apply,
+		Signals: signals,
+		Ready: func(name string) {
+			running = true
+			if json.NewEncoder(answer).Encode(childAnswer{Name: name}) != nil {
+				// Nobody waits for this machine any more.
+				signals <- unix.SIGTERM
+				signals <- unix.SIGTERM
+			}
+			_ = answer.Close()
+		},
+	})
+	if err != nil && !running {
+		return fail(err)
+	}
+	return code
+}
+
+// ownLogPath is where a background process logs.
+func ownLogPath(stateDir string) string { return filepath.Join(stateDir, "ditto.log") }
+
+// openOwnLog starts the log of a background process and makes it the standard
+// error, so that a crash of the Go runtime is in it too.
+func openOwnLog(stateDir string, level slog.Level) (*slog.Logger, error) {
+	f, err := os.OpenFile(ownLogPath(stateDir), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Dup3(int(f.Fd()), 2, 0); err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+}

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/guest"
+	"ditto.vm/images/kernel"
+	"ditto.vm/images/uroot"
+	"ditto.vm/vmm"
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/kvm"
+)
+
+// resolve replaces names of images by paths, and makes what is not cached yet.
+func (e *Env) resolve(ctx context.Context, cfg *config.Config, interactive bool) error {
+	if strings.HasPrefix(cfg.Kernel, vmm.PayloadPrefix) {
+		cfg.Initrd = config.InitrdNone
+		return nil
+	}
+	progress := e.newProgress()
+	defer progress.close()
+	store := kernel.NewStore("", progress)
+	k, err := store.Find(cfg.Kernel)
+	if errors.Is(err, kernel.ErrNotCached) {
+		if err := canRunLinux(); err != nil {
+			return err
+		}
+		k, err = store.Ensure(ctx, cfg.Kernel)
+	}
+	if err != nil {
+		return exit.New(exit.Kernel, err)
+	}
+	cfg.Kernel = k.Image
+	if cfg.Initrd != config.InitrdURoot {
+		return nil
+	}
+	image, err := e.uroot(ctx, uroot.Options{Kernel: k, Progress: progress})
+	if err != nil {
+		return exit.New(exit.Kernel, err)
+	}
+	cfg.Initrd = image.Path
+	tellInit(cfg, interactive)
+	return nil
+}
+
+// uroot returns the u-root image for o, building it if it is not cached.
+func (e *Env) uroot(ctx context.Context, o uroot.Options) (*uroot.Image, error) {
+	sources, err := guest.InitSource()
+	if err != nil {
+		return nil, err
+	}
+	o.Init = sources
+	if image, ok := uroot.Cached(o); ok {
+		return image, nil
+	}
+	return uroot.Build(ctx, o)
+}
+
+// canRunLinux spares the user minutes of fetching and building for a host that
+// cannot run the result.
+func canRunLinux() error {
+	system, err := kvm.Open()
+	if err != nil {
+		return err
+	}
+	defer system.Close()
+	linux, err := system.ProbeLinux()
+	if err != nil {
+		return err
+	}
+	if !linux.OK {
+		return fmt.Errorf("%w: %s: ditto doctor tells more", vmm.ErrNoLinux, linux.Reason)
+	}
+	return nil
+}
+
+// tellInit puts on the kernel command line what ditto's init in the guest is to
+// know: the command, and the terminal.
+func tellInit(cfg *config.Config, interactive bool) {
+	var words []string
+	if len(cfg.Command) > 0 {
+		command := base64.URLEncoding.EncodeToString([]byte(shellQuote(cfg.Command)))
+		words = append(words, "quiet", "ditto.run64="+command)
+		// The path of the initrd is known now; the command is in its words.
+		cfg.Command = nil
+	}
+	if cols, rows, err := term.GetSize(int(os.Stdin.Fd())); interactive && err == nil && cols > 0 && rows > 0 {
+		words = append(words, fmt.Sprintf("ditto.winsize=%dx%d", cols, rows))
+	}
+	if name := os.Getenv("TERM"); interactive && plainWord(name) {
+		words = append(words, "ditto.term="+name)
+	}
+	if cfg.Name != "" && plainWord(cfg.Name) {
+		words = append(words, "ditto.hostname="+cfg.Name)
+	}
+	cfg.Cmdline.Append = strings.TrimSpace(strings.Join(words, " ") + " " + cfg.Cmdline.Append)
+}
+
+// plainWord tells whether s needs no quoting anywhere.
+func plainWord(s string) bool {
+	return s != "" && strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
+	}) < 0
+}
+
+// shellQuote joins words so that a POSIX shell reads them as they are.
+func shellQuote(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		if plainWord(w) {
+			quoted[i] = w
+			continue
+		}
+		quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+	}
+	return strings.Join(quoted, " ")
+}
+
+// completeKernel completes the names of cached kernels.
+func (e *Env) completeKernel(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	kernels, err := kernel.NewStore("", nil).List()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var out []string
+	for _, k := range kernels {
+		out = append(out, k.Version)
+	}
+	return out, cobra.ShellCompDirectiveDefault
+}

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ditto.vm/vmm/api"
+)
+
+func (e *Env) statsCommand() *cobra.Command {
+	var asJSON, prometheus bool
+	cmd := &cobra.Command{
+		Use:   "stats NAME",
+		Short: "Show a machine's counters",
+		Long: `Show what a machine has counted since it was started: exits to the VMM by reason,
+how KVM maps its memory, what it costs the host, and what its devices did.`,
+		Example: `  ditto stats web
+  ditto stats web --json | jq .exits
+  ditto stats web --prometheus`,
+		GroupID:           groupMachines,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: e.completeOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, _, remote, err := e.dial(args[0])
+			if err != nil {
+				return err
+			}
+			defer remote.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+			defer cancel()
+			if prometheus {
+				text, err := remote.Metrics(ctx)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprint(e.Stdout, text)
+				return err
+			}
+			stats, err := remote.Stats(ctx)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return e.printJSON(stats)
+			}
+			return e.table(statsRows(stats))
+		},
+	}
+	addJSON(cmd, &asJSON)
+	cmd.Flags().BoolVar(&prometheus, "prometheus", false, "print the Prometheus text format")
+	cmd.MarkFlagsMutuallyExclusive("json", "prometheus")
+	return cmd
+}
+
+// statsRows lays the counters out in two columns.
+func statsRows(s api.Stats) [][]string {
+	rows := [][]string{
+		{"uptime", humanDuration(time.Duration(s.UptimeMs) * time.Millisecond)},
+		{"resident", humanBytes(s.ResidentBytes)},
+		{"guest RAM resident", humanBytes(s.GuestResidentBytes)},
+		{"own anonymous memory", humanBytes(s.AnonymousBytes)},
+		{"pages mapped", fmt.Sprintf("%d of 4K, %d of 2M, %d of 1G (%s with large entries)", s.Pages4K, s.Pages2M, s.Pages1G, largeShare(s))},
+	}
+	rows = append(rows, counterRows("exits ", s.Exits)...)
+	for _, d := range s.Devices {
+		rows = append(rows, counterRows(d.Name+" ", d.Counters)...)
+	}
+	return rows
+}
+
+// largeShare is the part of the mapped memory behind entries larger than 4 KiB.
+func largeShare(s api.Stats) string {
+	large := s.Pages2M*512 + s.Pages1G*512*512
+	if large+s.Pages4K == 0 {
+		return "none mapped"
+	}
+	return fmt.Sprintf("%.1f %%", 100*float64(large)/float64(large+s.Pages4K))
+}
+
+// counterRows sorts counters by name.
+func counterRows(prefix string, counters map[string]uint64) [][]string {
+	var rows [][]string
+	for _, name := range slices.Sorted(maps.Keys(counters)) {
+		value := fmt.Sprint(counters[name])
+		if strings.HasSuffix(name, "bytes") {
+			value = humanBytes(counters[name])
+		}
+		rows = append(rows, []string{prefix + name, value})
+	}
+	return rows
+}

@@ -1,0 +1,67 @@
+package vmproc
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/guest/boot"
+	"ditto.vm/images/disk"
+	"ditto.vm/images/kernel"
+	"ditto.vm/images/uroot"
+	"ditto.vm/internal/netd"
+	"ditto.vm/vmm"
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/kvm"
+	"ditto.vm/vmm/registry"
+)
+
+// Classify returns the exit code that an error stands for.
+func Classify(err error) int {
+	var coded *exit.Error
+	if errors.As(err, &coded) {
+		return coded.Code
+	}
+	var (
+		configError *config.Error
+		diskError   *disk.Error
+		netError    *netd.StartError
+	)
+	switch {
+	case err == nil:
+		return exit.OK
+	case errors.As(err, &configError):
+		return exit.Usage
+	case errors.As(err, &diskError):
+		return exit.Disk
+	case errors.As(err, &netError):
+		return exit.Net
+	}
+	for _, known := range []struct {
+		err  error
+		code int
+	}{
+		{registry.ErrInUse, exit.NameInUse},
+		{registry.ErrNotRunning, exit.NotFound},
+		{kvm.ErrNoDevice, exit.NoKVM},
+		{kvm.ErrPermission, exit.Permission},
+		{vmm.ErrNoLinux, exit.NoLinux},
+		{boot.ErrMissing, exit.Kernel},
+		{boot.ErrTruncated, exit.Kernel},
+		{boot.ErrNotKernel, exit.Kernel},
+		{boot.ErrArchitecture, exit.Kernel},
+		{boot.ErrNoPVH, exit.Kernel},
+		{boot.ErrNoRoom, exit.Kernel},
+		{boot.ErrCmdline, exit.Kernel},
+		{kernel.ErrNotCached, exit.Kernel},
+		{uroot.ErrNoGo, exit.Kernel},
+		{uroot.ErrNoModules, exit.Kernel},
+		{unix.ENOMEM, exit.Memory},
+	} {
+		if errors.Is(err, known.err) {
+			return known.code
+		}
+	}
+	return exit.Failure
+}

@@ -1,0 +1,44 @@
+package vmproc
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"ditto.vm/vmm/api"
+	"ditto.vm/vmm/config"
+)
+
+// Machine is a virtual machine as its process sees it.
+type Machine interface {
+	api.Machine
+	// Start lets the guest run.
+	Start(ctx context.Context) error
+	// Wait returns how the guest ended, when all of it has ended.
+	Wait(ctx context.Context) (Exit, error)
+	// WriteInput types p on the guest's console. It blocks until the guest has
+	// room for it, or ctx ends.
+	WriteInput(ctx context.Context, p []byte)
+	Close() error
+}
+
+// Exit is how a guest ended.
+type Exit struct {
+	Reason string // poweroff, reboot, panic, killed, error, status
+	Code   int    // of package exit, or a payload's status
+	Err    error  // of reason error
+}
+
+// Surroundings are what a machine is built with.
+type Surroundings struct {
+	Log     *slog.Logger
+	Console io.Writer
+	// Version, LogPath and Sandboxed are reported by the API.
+	Version   string
+	LogPath   string
+	Sandboxed bool
+}
+
+// Builder makes a machine from a configuration that names files by path. It
+// opens all that the machine needs: the process drops its rights afterwards.
+type Builder func(ctx context.Context, cfg config.Config, s Surroundings) (Machine, error)

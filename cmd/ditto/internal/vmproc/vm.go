@@ -1,0 +1,65 @@
+package vmproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/vmm"
+	"ditto.vm/vmm/api"
+	"ditto.vm/vmm/config"
+)
+
+// BuildVM is the [Builder] of real machines.
+func BuildVM(ctx context.Context, cfg config.Config, s Surroundings) (Machine, error) {
+	m, err := vmm.New(ctx, cfg, vmm.Options{Log: s.Log, Console: s.Console})
+	if err != nil {
+		return nil, err
+	}
+	return &vm{VM: m, surroundings: s}, nil
+}
+
+// vm is a *vmm.VM and what its process knows about it.
+type vm struct {
+	*vmm.VM
+	surroundings Surroundings
+}
+
+// Info adds what is the process's to the machine's own.
+func (v *vm) Info() api.Info {
+	info := v.VM.Info()
+	info.Version = v.surroundings.Version
+	info.ConsoleLog = v.surroundings.LogPath
+	info.Sandboxed = v.surroundings.Sandboxed
+	return info
+}
+
+// WriteInput types p on the guest's console. What does not arrive before the
+// machine ends has nobody to read it.
+func (v *vm) WriteInput(ctx context.Context, p []byte) { _, _ = v.VM.ConsoleInput(ctx, p) }
+
+// Wait returns how the guest ended, with the exit code that stands for it.
+func (v *vm) Wait(ctx context.Context) (Exit, error) {
+	e, err := v.VM.Wait(ctx)
+	if err != nil {
+		return Exit{}, err
+	}
+	out := Exit{Reason: string(e.Reason), Err: e.Err}
+	switch e.Reason {
+	case vmm.ExitPowerOff, vmm.ExitReboot:
+		out.Code = exit.OK
+	case vmm.ExitPanicked:
+		out.Code, out.Err = exit.Panicked, errors.New("the guest's kernel panicked")
+	case vmm.ExitKilled:
+		out.Code = exit.Killed
+	case vmm.ExitStatus:
+		out.Code = int(e.Status & 0xff)
+	default:
+		out.Code = exit.GuestError
+		if out.Err == nil {
+			out.Err = fmt.Errorf("the machine ended: %s", e.Reason)
+		}
+	}
+	return out, nil
+}

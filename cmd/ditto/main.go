@@ -1,0 +1,13 @@
+// Ditto runs virtual machines on KVM. See "ditto --help", and docs/cli for the
+// same as pages.
+package main
+
+import (
+	"os"
+
+	"ditto.vm/cmd/ditto/internal/cli"
+)
+
+//go:generate go run ./internal/gendocs ../../docs/cli
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }
