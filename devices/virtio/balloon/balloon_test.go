@@ -359,3 +359,7 @@ func FuzzStats(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDevice(f *testing.F) {
+	virtiotest.Fuzz(f, func(tb testing.TB) virtio.Device { return newDevice(tb) })
+}

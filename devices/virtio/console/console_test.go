@@ -288,3 +288,13 @@ func FuzzRing(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDevice(f *testing.F) {
+	virtiotest.Fuzz(f, func(tb testing.TB) virtio.Device {
+		d := newDevice(tb, &recorder{})
+		if _, err := d.WriteInput(tb.Context(), []byte("some input")); err != nil {
+			tb.Fatal(err)
+		}
+		return d
+	})
+}

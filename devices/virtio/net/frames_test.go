@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ditto.vm/devices/virtio"
+	"ditto.vm/devices/virtio/virtiotest"
 )
 
 // chainOf makes a chain of readable buffers of a page each.
@@ -127,4 +128,14 @@ func TestStreamInPieces(t *testing.T) {
 	if _, err := s.Receive(to); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
 	}
+}
+
+func FuzzDevice(f *testing.F) {
+	virtiotest.Fuzz(f, func(tb testing.TB) virtio.Device {
+		s, p := newStream(tb)
+		for n := range 10 {
+			p.send(frame(otherMAC, guestMAC, 14+n*100))
+		}
+		return newDevice(tb, Config{Backend: s})
+	})
 }

@@ -175,3 +175,7 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDevice(f *testing.F) {
+	virtiotest.Fuzz(f, func(testing.TB) virtio.Device { return New(Config{}) })
+}
