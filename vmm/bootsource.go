@@ -30,7 +30,7 @@ type bootSource struct {
 // openSource opens the kernel and initrd that cfg names by path.
 func openSource(cfg *config.Config, closers *closers) (bootSource, error) {
 	if spec, ok := strings.CutPrefix(cfg.Kernel, PayloadPrefix); ok {
-		program, err := parsePayload(spec)
+		program, err := payload.Parse(spec)
 		if err != nil {
 			return bootSource{}, fmt.Errorf("kernel %q: %w", cfg.Kernel, err)
 		}
@@ -71,7 +71,7 @@ func (m *VM) load() error {
 	var loaded *boot.Loaded
 	var err error
 	if m.source.program != nil {
-		loaded, err = m.source.program.Load(m.mem)
+		loaded, err = m.loadProgram()
 	} else {
 		loaded, err = m.loadKernel()
 	}
@@ -85,6 +85,15 @@ func (m *VM) load() error {
 		return enter()
 	}
 	return first.do(context.Background(), enter)
+}
+
+// loadProgram loads a bare-metal program, which may want to know how fast its
+// time-stamp counter runs. Without an answer it counts in cycles.
+func (m *VM) loadProgram() (*boot.Loaded, error) {
+	if khz, err := m.vcpus[0].kvm.TSCKHz(); err == nil {
+		m.source.program.TSCHz = khz * 1000
+	}
+	return m.source.program.Load(m.mem)
 }
 
 func (m *VM) loadKernel() (*boot.Loaded, error) {
@@ -140,5 +149,3 @@ func segment(s boot.Segment) kvm.Segment {
 		Unusable: bit(!s.Present),
 	}
 }
-
-func parsePayload(spec string) (*payload.Program, error) { return payload.Hello(spec) }
