@@ -28,11 +28,15 @@ type rig struct {
 	irqs   int
 	failed []error
 	writes []memory.Range
+	race   func(gpa memory.GPA) // the driver's move just after a write, if not nil
 }
 
 // HostWrite implements memory.WriteObserver.
 func (r *rig) HostWrite(gpa memory.GPA, n uint64) {
 	r.writes = append(r.writes, memory.Range{Start: gpa, Size: n})
+	if r.race != nil {
+		r.race(gpa)
+	}
 }
 
 func newSpace(t testing.TB) *memory.Space {
@@ -383,6 +387,54 @@ func TestNotificationSuppression(t *testing.T) {
 			t.Errorf("avail_event is %d, want 1", r.availEvent())
 		}
 	})
+}
+
+// TestLateChain adds a chain just as the device asks for a kick: the driver has
+// not seen that yet and does not kick, so the device must look again.
+func TestLateChain(t *testing.T) {
+	for name, features := range map[string]uint64{"flag": 0, "event index": FeatureEventIdx} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 8, features)
+			r.simple(0)
+			r.simple(1)
+			r.offer(0)
+			var c Chain
+			r.pop(&c)
+			r.mem.SetObserver(r)
+			r.race = func(memory.GPA) { r.race = nil; r.offer(1) }
+			if !r.q.Pop(&c) || c.Head != 1 {
+				t.Error("the late chain is lost")
+			}
+		})
+	}
+}
+
+// TestLateInterrupt asks for an interrupt just as the device has published:
+// the driver may not have seen the chain, so the device must look after it.
+func TestLateInterrupt(t *testing.T) {
+	for name, features := range map[string]uint64{"flag": 0, "event index": FeatureEventIdx} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 8, features)
+			r.simple(0)
+			r.offer(0)
+			var c Chain
+			r.pop(&c)
+			r.put16(testAvail, availNoInterrupt)
+			r.usedEvent(5)
+			r.mem.SetObserver(r)
+			r.race = func(gpa memory.GPA) {
+				if gpa == testUsed+2 { // the index is out
+					r.put16(testAvail, 0)
+					r.usedEvent(0)
+				}
+			}
+			r.q.Push(c.Head, 64)
+			r.q.Publish()
+			if r.irqs != 1 {
+				t.Errorf("%d interrupts, want 1", r.irqs)
+			}
+		})
+	}
 }
 
 func TestRewind(t *testing.T) {

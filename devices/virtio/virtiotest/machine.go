@@ -202,7 +202,7 @@ type Doorbells struct {
 }
 
 // AddDoorbell implements devices.Doorbells.
-func (d *Doorbells) AddDoorbell(addr memory.GPA, size, fd int) error {
+func (d *Doorbells) AddDoorbell(addr memory.GPA, _, fd int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, taken := d.fds[addr]; taken {
@@ -213,7 +213,7 @@ func (d *Doorbells) AddDoorbell(addr memory.GPA, size, fd int) error {
 }
 
 // RemoveDoorbell implements devices.Doorbells.
-func (d *Doorbells) RemoveDoorbell(addr memory.GPA, size, fd int) error {
+func (d *Doorbells) RemoveDoorbell(addr memory.GPA, _, fd int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if got, ok := d.fds[addr]; !ok || got != fd {
