@@ -116,7 +116,7 @@ func (m *VM) startNetd(ctx context.Context, i int, n config.Net, opts Options) (
 	if err != nil {
 		return network{}, err
 	}
-	settings := netd.Config{MAC: mac, MTU: n.MTU, NoSandbox: !bool(m.cfg.Sandbox)}
+	settings := netd.Config{MAC: mac, MTU: n.MTU, Subnet: netd.SubnetOf(i), NoSandbox: !bool(m.cfg.Sandbox)}
 	for _, f := range n.Forwards {
 		forward, err := netd.ParseForward(f.String())
 		if err != nil {
@@ -135,7 +135,7 @@ func (m *VM) startNetd(ctx context.Context, i int, n config.Net, opts Options) (
 		}
 		return nil
 	})
-	return m.streamNet(socket, "ditto-netd", n.MTU)
+	return m.streamNet(socket, "ditto-netd", process.Status.MTU)
 }
 
 // streamNet makes a backend of a connected stream socket, which it owns.

@@ -69,6 +69,9 @@ func TestAddressesOf(t *testing.T) {
 			t.Errorf("%s: %+v", in, a)
 		}
 	}
+	if a, b := SubnetOf(0).String(), SubnetOf(3).String(); a != DefaultSubnet || b != "192.168.130.0/24" {
+		t.Errorf("subnets %s and %s", a, b)
+	}
 	if a, err := AddressesOf(netip.Prefix{}); err == nil {
 		t.Errorf("no subnet: %+v", a)
 	}

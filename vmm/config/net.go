@@ -24,7 +24,8 @@ type Net struct {
 	Forwards []Forward `json:"forwards,omitempty"`
 	// Path is the unix stream socket to connect to (mode socket).
 	Path string `json:"path,omitempty"`
-	// MTU is told to the guest in bytes. 0 means 1500.
+	// MTU is told to the guest in bytes. 0 means 1500, and the longest there
+	// is on a user-mode network, which TCP likes.
 	MTU int `json:"mtu,omitempty"`
 }
 
