@@ -187,7 +187,7 @@ func TestAlarm(t *testing.T) {
 		if b.line.level.Load() {
 			t.Fatal("alarm is early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if !b.line.level.Load() {
 			t.Fatal("alarm is late")

@@ -116,7 +116,7 @@ type MemWriterStatus struct {
 	Histogram [64]uint64
 }
 
-// ErrNoMemWriter: guest memory does not hold a memory writer's status page.
+// ErrNoMemWriter says that guest memory does not hold a memory writer's status page.
 var ErrNoMemWriter = errors.New("no memory writer in this guest")
 
 // readStatus reads the words of the status page. The guest may be running.
