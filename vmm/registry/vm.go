@@ -39,11 +39,12 @@ func (v VM) APISocket() string { return filepath.Join(v.Dir, apiName) }
 // ConsoleSocket returns the path of the console socket.
 func (v VM) ConsoleSocket() string { return filepath.Join(v.Dir, consoleName) }
 
-// waitStep is how often Wait looks whether its context has ended.
+// waitStep is how often Wait looks whether the name is free or its context has
+// ended.
 const waitStep = 100 * time.Millisecond
 
-// Wait returns when the machine's process has ended, or with the context's
-// error.
+// Wait returns when the machine is gone: when its process has ended, or has
+// given the name back. It fails with the context's error.
 func (r *Registry) Wait(ctx context.Context, vm VM) error {
 	fd, err := unix.PidfdOpen(vm.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -53,12 +54,12 @@ func (r *Registry) Wait(ctx context.Context, vm VM) error {
 		return fmt.Errorf("wait for %s: %w", vm.Name, err)
 	}
 	defer unix.Close(fd)
-	// The pid may have been reused before it was opened; the name then is
-	// free, or is held by another process.
-	if now, err := r.Find(vm.Name); err != nil || now.PID != vm.PID {
-		return nil
-	}
 	for {
+		// The pid may have been reused before it was opened; the name then is
+		// free, or is held by another process.
+		if now, err := r.Find(vm.Name); err != nil || now.PID != vm.PID {
+			return nil
+		}
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(poll, int(waitStep.Milliseconds()))
 		switch {

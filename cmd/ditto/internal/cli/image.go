@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"ditto.vm/cmd/ditto/internal/exit"
-	"ditto.vm/images/cache"
 	"ditto.vm/images/kernel"
 	"ditto.vm/images/mkdisk"
 	"ditto.vm/images/rootfs"
@@ -78,7 +77,7 @@ func (e *Env) imageKernelCommand() *cobra.Command {
 		Use:   "kernel [SPEC]",
 		Short: "Find a kernel, or fetch Debian's",
 		Long: `Print the path of a kernel: the newest cached one that fits, or the newest of the
-Debian archive, which is fetched and unpacked into ` + cache.Dir() + `
+Debian archive, which is fetched and unpacked into the cache (~/.cache/ditto)
 without installing it. SPEC is a version such as 6.12 or 6.1-cloud, or a path.`,
 		Example: `  ditto image kernel
   ditto image kernel 6.1

@@ -109,7 +109,9 @@ u-root userland and a network that needs no privileges.
 	}
 	root.SetOut(e.Stdout)
 	root.SetErr(e.Stderr)
-	root.SetIn(e.Stdin)
+	if e.Stdin != nil {
+		root.SetIn(e.Stdin)
+	}
 	root.AddGroup(&cobra.Group{ID: groupMachines, Title: "Machines:"}, &cobra.Group{ID: groupHost, Title: "Host and images:"})
 	root.AddCommand(
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),

@@ -37,7 +37,17 @@ Only its output is shown, its exit status is returned, and the machine powers
 off when it ends.
 
 A file says the same as the flags (see --print-config); flags override it, and
-a list given by flags replaces the list of the file.`,
+a list given by flags replaces the list of the file.
+
+DISK is PATH[,readonly][,serial=S][,cache=MODE][,queues=N]; a comma in the path
+is written twice. MODE is writeback (the host caches, flushes are kept), none
+(the host does not cache) or unsafe (flushes are ignored).
+
+NET is user (NAT, no privileges), tap[,tap=NAME][,bridge=NAME], socket,path=PATH
+(a peer such as passt) or none; with ,mac=ADDRESS and ,mtu=BYTES.
+
+FORWARD is [HOSTIP:]HOSTPORT:GUESTPORT[/udp]; without HOSTIP only this host can
+connect.`,
 		Example: `  ditto run
   ditto run -c 4 -m 2G --disk root.img --append root=/dev/vda
   ditto run -d --name web -p 8080:80 --disk web.img,cache=none

@@ -38,7 +38,7 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.printConfig, "print-config", false, "print the configuration as YAML and do nothing")
 	fs.StringVar(&f.logLevel, "log-level", "warn", "what ditto logs about itself: debug, info, warn or error")
 
-	f.text(fs, "name", "n", "NAME", "", "the machine's `NAME`; default vm1, vm2, ...", func(c *config.Config, s string) error { c.Name = s; return nil })
+	f.text(fs, "name", "n", "NAME", "", "the machine's name; default vm1, vm2, ...", func(c *config.Config, s string) error { c.Name = s; return nil })
 	f.integer(fs, "cpus", "c", def.CPUs, "number of vCPUs, 1 to 64", func(c *config.Config, n int) { c.CPUs = n })
 	f.text(fs, "memory", "m", "SIZE", def.Memory.Size.String(), "the guest's memory, with a unit; or memfd for memory that another process can map", setMemory)
 	f.text(fs, "hugepages", "", "KIND", def.Memory.HugePages.String(), "pages behind the memory: thp, 2M, 1G or off", func(c *config.Config, s string) error {
@@ -51,14 +51,14 @@ func (f *runFlags) add(cmd *cobra.Command) {
 		c.Cmdline.Append = strings.TrimSpace(c.Cmdline.Append + " " + s)
 		return nil
 	})
-	f.list(fs, "disk", "", "PATH[,readonly][,serial=S][,cache=writeback|none|unsafe][,queues=N]", "a disk; repeat for more", setDisks)
-	f.list(fs, "net", "", "user|tap|socket|none[,tap=T][,bridge=B][,mac=M][,mtu=N][,path=P][,forward=F]", "a network; repeat for more; default user", setNets)
-	f.list(fs, "forward", "p", "[HOSTIP:]HOSTPORT:GUESTPORT[/udp]", "a host port that leads into the guest; repeat for more", addForwards)
-	f.text(fs, "rng", "", "on|off", def.RNG.String(), "give the guest entropy", func(c *config.Config, s string) error { return c.RNG.UnmarshalText([]byte(s)) })
-	f.text(fs, "balloon", "", "SIZE|off", "0", "memory to take from the guest at start, or off for no balloon", setBalloon)
-	f.text(fs, "console", "", "serial|virtio", def.Console.String(), "the device behind the console", func(c *config.Config, s string) error { return c.Console.UnmarshalText([]byte(s)) })
-	f.text(fs, "sandbox", "", "on|off", def.Sandbox.String(), "drop rights before the guest runs", func(c *config.Config, s string) error { return c.Sandbox.UnmarshalText([]byte(s)) })
-	f.text(fs, "on-reboot", "", "restart|stop", def.OnReboot.String(), "what a reboot of the guest does", func(c *config.Config, s string) error { return c.OnReboot.UnmarshalText([]byte(s)) })
+	f.list(fs, "disk", "", "DISK", "a disk, as below; repeat for more", setDisks)
+	f.list(fs, "net", "", "NET", "a network, as below; repeat for more; default user", setNets)
+	f.list(fs, "forward", "p", "FORWARD", "a host port that leads into the guest, as below; repeat for more", addForwards)
+	f.text(fs, "rng", "", "SWITCH", def.RNG.String(), "give the guest entropy: on or off", func(c *config.Config, s string) error { return c.RNG.UnmarshalText([]byte(s)) })
+	f.text(fs, "balloon", "", "SIZE", "0", "memory to take from the guest at start, or off for no balloon", setBalloon)
+	f.text(fs, "console", "", "KIND", def.Console.String(), "the device behind the console: serial or virtio", func(c *config.Config, s string) error { return c.Console.UnmarshalText([]byte(s)) })
+	f.text(fs, "sandbox", "", "SWITCH", def.Sandbox.String(), "drop rights before the guest runs: on or off", func(c *config.Config, s string) error { return c.Sandbox.UnmarshalText([]byte(s)) })
+	f.text(fs, "on-reboot", "", "POLICY", def.OnReboot.String(), "what a reboot of the guest does: restart or stop", func(c *config.Config, s string) error { return c.OnReboot.UnmarshalText([]byte(s)) })
 	f.integer(fs, "reboot-limit", "", def.RebootLimit, "end after so many reboots, 0 for no limit", func(c *config.Config, n int) { c.RebootLimit = n })
 
 	complete := func(name string, words ...string) {
