@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/containers/gvisor-tap-vsock/pkg/virtualnetwork"
 	"github.com/inetaf/tcpproxy"
-	"golang.org/x/sys/unix"
 
 	"ditto.vm/internal/netd"
 )
@@ -36,7 +34,7 @@ func listenTCP(wanted []netd.Forward) (forwardSet, error) {
 		listener, err := net.Listen("tcp", want.Host.String())
 		if err != nil {
 			set.close()
-			return nil, listenError(want, err)
+			return nil, netd.ListenError(want, err)
 		}
 		want.Host = netip.AddrPortFrom(want.Host.Addr(), listener.Addr().(*net.TCPAddr).AddrPort().Port())
 		set = append(set, forward{Forward: want, listener: listener})
@@ -65,26 +63,10 @@ func udpError(wanted []netd.Forward, err error) error {
 	}
 	for _, want := range wanted {
 		if want.Proto == "udp" && op.Addr.String() == want.Host.String() {
-			return listenError(want, err)
+			return netd.ListenError(want, err)
 		}
 	}
 	return nil
-}
-
-// listenError says what is wrong with a forward's host port and what to do.
-func listenError(f netd.Forward, err error) *netd.StartError {
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return &netd.StartError{Code: netd.ExitPortBusy, Text: fmt.Sprintf(
-			"forward %s: %s port %d of %s is already in use: choose another host port", f, f.Proto, f.Host.Port(), f.Host.Addr())}
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return &netd.StartError{Code: netd.ExitPortDeny, Text: fmt.Sprintf(
-			"forward %s: no permission for %s port %d: choose a host port from 1024 up", f, f.Proto, f.Host.Port())}
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return &netd.StartError{Code: netd.ExitPortDeny, Text: fmt.Sprintf(
-			"forward %s: this host has no address %s: use 127.0.0.1, 0.0.0.0 or one it has", f, f.Host.Addr())}
-	}
-	return &netd.StartError{Code: netd.ExitFailure, Text: fmt.Sprintf("forward %s: %v", f, err)}
 }
 
 // close stops listening. Connections that are open live on.

@@ -257,10 +257,26 @@ func TestPortBusy(t *testing.T) {
 		{udp.LocalAddr().String() + ":80/udp", netd.ExitPortBusy, "udp port " + port(udp.LocalAddr()) + " of 127.0.0.1 is already in use"},
 		{"192.0.2.1:0:80", netd.ExitPortDeny, "this host has no address 192.0.2.1"},
 	} {
+		check := func(who string, err error) {
+			t.Helper()
+			var failed *netd.StartError
+			if !errors.As(err, &failed) || failed.Code != test.code || !strings.Contains(failed.Text, test.text) || strings.Contains(failed.Text, "\n") {
+				t.Errorf("%s: %s says %#v, want code %d and one line with %q", test.forward, who, err, test.code, test.text)
+			}
+		}
+		// The VM's side finds it before it starts the process.
 		_, _, err := start(t, netd.Config{Forwards: []netd.Forward{parse(t, test.forward)}})
-		var failed *netd.StartError
-		if !errors.As(err, &failed) || failed.Code != test.code || !strings.Contains(failed.Text, test.text) || strings.Contains(failed.Text, "\n") {
-			t.Errorf("%s: got %#v, want code %d and one line with %q", test.forward, err, test.code, test.text)
+		check("the parent", err)
+		// And so does the process, in case it is taken in between.
+		status, statusPeer := io.Pipe()
+		done := make(chan int, 1)
+		go func() {
+			done <- run([]string{"--listen", filepath.Join(t.TempDir(), "s"), "--sandbox=off", "--forward", test.forward}, statusPeer, t.Output())
+		}()
+		_, err = netd.ReadStatus(status)
+		check("the process", err)
+		if code := <-done; code != test.code {
+			t.Errorf("%s: exit code %d, want %d", test.forward, code, test.code)
 		}
 	}
 }

@@ -3,9 +3,12 @@ package netd
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Forward makes a port of the guest reachable at an address of the host.
@@ -110,4 +113,39 @@ func parsePort(s string) (uint16, error) {
 		return 0, errors.New("not in canonical form")
 	}
 	return uint16(n), nil
+}
+
+// ProbeForwards opens and closes the host port of every forward. The error is
+// a [*StartError].
+func ProbeForwards(forwards []Forward) error {
+	for _, f := range forwards {
+		var c io.Closer
+		var err error
+		if f.Proto == "udp" {
+			c, err = net.ListenPacket("udp", f.Host.String())
+		} else {
+			c, err = net.Listen("tcp", f.Host.String())
+		}
+		if err != nil {
+			return ListenError(f, err)
+		}
+		_ = c.Close()
+	}
+	return nil
+}
+
+// ListenError says why a forward's host port does not open, and what to do.
+func ListenError(f Forward, err error) *StartError {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return &StartError{Code: ExitPortBusy, Text: fmt.Sprintf(
+			"forward %s: %s port %d of %s is already in use: choose another host port", f, f.Proto, f.Host.Port(), f.Host.Addr())}
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return &StartError{Code: ExitPortDeny, Text: fmt.Sprintf(
+			"forward %s: no permission for %s port %d: choose a host port from 1024 up", f, f.Proto, f.Host.Port())}
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return &StartError{Code: ExitPortDeny, Text: fmt.Sprintf(
+			"forward %s: this host has no address %s: use 127.0.0.1, 0.0.0.0 or one it has", f, f.Host.Addr())}
+	}
+	return &StartError{Code: ExitFailure, Text: fmt.Sprintf("forward %s: %v", f, err)}
 }

@@ -8,14 +8,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // Process is a running ditto-netd.
 type Process struct {
-	// Status is what it said when it became ready.
+	// Status is what it said when it became ready; see [Process.Ready].
 	Status Status
 
-	cmd *exec.Cmd
+	cmd    *exec.Cmd
+	status *os.File
 }
 
 // Find returns the path of ditto-netd: next to the running executable, or in
@@ -34,14 +36,37 @@ func Find() (string, error) {
 	return path, nil
 }
 
-// Start runs the program at path and waits until it is ready; when it says that
-// it is not, the error is a [*StartError]. It returns the VM's end of the
-// socket, which the caller closes to end the process. What ditto-netd logs goes
-// to stderr.
+// Start runs the program at path and waits until it is ready: [Begin] and then
+// [Process.Ready]. ctx bounds the start only.
+func Start(ctx context.Context, path string, config Config, stderr io.Writer) (*Process, *os.File, error) {
+	p, socket, err := Begin(path, config, stderr)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := p.Ready(ctx); err != nil {
+		_ = socket.Close()
+		_ = p.Kill()
+		_ = p.Wait() // its exit code is in the error
+		return nil, nil, err
+	}
+	return p, socket, nil
+}
+
+// Begin runs the program at path and returns the VM's end of the socket, which
+// the caller closes to end the process. Frames may be sent at once; they wait
+// in the socket until the process is ready, tens of milliseconds later. What it
+// logs goes to stderr.
+//
+// Ports of forwards that are taken are found before anything is started, and
+// are a [*StartError]. One that is taken at the last moment, and all other
+// trouble, is what [Process.Ready] returns.
 //
 // The process is in a process group of its own, so that a Ctrl-C meant for the
-// VM's terminal does not reach it. ctx bounds the start only.
-func Start(ctx context.Context, path string, config Config, stderr io.Writer) (*Process, *os.File, error) {
+// VM's terminal does not reach it.
+func Begin(path string, config Config, stderr io.Writer) (*Process, *os.File, error) {
+	if err := ProbeForwards(config.Forwards); err != nil {
+		return nil, nil, err
+	}
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
@@ -53,32 +78,36 @@ func Start(ctx context.Context, path string, config Config, stderr io.Writer) (*
 		_ = ours.Close()
 		return nil, nil, fmt.Errorf("status pipe: %w", err)
 	}
-	defer func() { _ = status.Close() }()
+	defer func() { _ = statusPeer.Close() }()
 
 	config.FD, config.StatusFD, config.Listen = 3, 4, ""
 	cmd := exec.Command(path, config.Args()...)
 	cmd.Stderr = stderr
 	cmd.ExtraFiles = []*os.File{theirs, statusPeer}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	_ = statusPeer.Close()
-	if err != nil {
-		_ = ours.Close()
+	if err := cmd.Start(); err != nil {
+		_, _ = ours.Close(), status.Close()
 		return nil, nil, fmt.Errorf("start ditto-netd: %w", err)
 	}
+	return &Process{cmd: cmd, status: status}, ours, nil
+}
+
+// Ready waits until the process serves the socket and every forward. An error
+// is a [*StartError], or that ctx ended; the process is then still to be
+// killed. It is called once.
+func (p *Process) Ready(ctx context.Context) (Status, error) {
+	defer func() { _ = p.status.Close() }()
 	// Wake the read below when ctx ends.
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	s, err := ReadStatus(status)
-	if !stop() && ctx.Err() != nil {
-		err = fmt.Errorf("start ditto-netd: %w", ctx.Err())
+	stop := context.AfterFunc(ctx, func() { _ = p.status.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	s, err := ReadStatus(p.status)
+	if err != nil && ctx.Err() != nil {
+		return Status{}, fmt.Errorf("start ditto-netd: %w", ctx.Err())
 	}
-	if err != nil {
-		_ = ours.Close()
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // its exit code is in the status
-		return nil, nil, err
+	if err == nil {
+		p.Status = s
 	}
-	return &Process{Status: s, cmd: cmd}, ours, nil
+	return s, err
 }
 
 // PID returns the process ID.
