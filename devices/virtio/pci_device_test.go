@@ -15,7 +15,9 @@ import (
 
 const allFeatures = ^uint64(0)
 
-func newEcho() *virtiotest.Echo { return &virtiotest.Echo{Sizes: []uint16{64, 256}} }
+func newEcho() *virtiotest.Echo { return &virtiotest.Echo{Sizes: echoSizes()} }
+
+func echoSizes() []uint16 { return []uint16{64, 256} }
 
 func newEchoDevice(testing.TB) virtio.Device { return newEcho() }
 
@@ -303,6 +305,37 @@ func TestNeedsResetInterrupts(t *testing.T) {
 	<-arrived
 	if d.Status()&virtio.StatusNeedsReset == 0 {
 		t.Errorf("status %#x", d.Status())
+	}
+}
+
+// keeper is a device that keeps what it was started with.
+type keeper struct {
+	virtiotest.Echo
+	kept virtio.Activation
+}
+
+func (k *keeper) Start(a virtio.Activation) error {
+	k.kept = a
+	return k.Echo.Start(a)
+}
+
+// TestLateCallbacks ignores what a device reports about a life that is over.
+func TestLateCallbacks(t *testing.T) {
+	k := &keeper{Echo: virtiotest.Echo{Sizes: echoSizes()}}
+	d := virtiotest.NewDriver(t, k)
+	d.Start(allFeatures, 16)
+	old := k.kept
+	d.Reset()
+	old.NeedsReset(errors.New("too late"))
+	old.ConfigChanged()
+	if got := d.Status(); got != 0 {
+		t.Errorf("status %#x", got)
+	}
+	if got := d.Read(d.Common+21, 1); got != 0 {
+		t.Errorf("generation %d", got)
+	}
+	if got := d.Function.NeedsResets(); got != 0 {
+		t.Errorf("%d faults counted", got)
 	}
 }
 

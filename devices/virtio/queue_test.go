@@ -200,11 +200,20 @@ func TestPopRefuses(t *testing.T) {
 			}
 		}},
 		{"more descriptors than the cap", FeatureIndirectDesc, func(r *rig) {
-			const n = MaxChainLength + 1
-			r.desc(r.table(0), testData, n*16, descIndirect, 0)
-			for i := range n {
-				r.desc(testData+memory.GPA(16*i), testData, 1, descNext, uint16(i+1))
+			r.desc(r.table(0), testData, 1, descNext, 1)
+			r.desc(r.table(1), testData, MaxChainLength*16, descIndirect, 0)
+			for i := range MaxChainLength {
+				flags := uint16(descNext)
+				if i == MaxChainLength-1 {
+					flags = 0
+				}
+				r.desc(testData+memory.GPA(16*i), testData, 1, flags, uint16(i+1))
 			}
+		}},
+		{"indirect inside indirect", FeatureIndirectDesc, func(r *rig) {
+			r.desc(r.table(0), testData, 16, descIndirect, 0)
+			r.desc(testData, testData+0x100, 16, descIndirect, 0)
+			r.desc(testData+0x100, testData, 1, 0, 0)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -50,6 +50,12 @@ func TestWorkerKicks(t *testing.T) {
 	}
 	w.Resume()
 	<-calls
+	for len(calls) > 0 { // the kick may have been seen on its own too
+		<-calls
+	}
+	w.Pause()
+	w.Resume()
+	<-calls // without a kick: one may have been lost with a saved state
 	w.Stop()
 }
 

@@ -17,11 +17,9 @@ var errShort = fmt.Errorf("disk is shorter than when it was opened: %w", io.ErrU
 // thread.
 const poolThreads = 16
 
-// pool does I/O with goroutines that wait. It implements [Queue] over any
-// [Image].
+// pool does I/O with goroutines that wait. It implements [Queue].
 type pool struct {
-	image Image
-	sync  func(bufs [][]byte, offset int64) error // writes and makes stable
+	image *Raw
 	event int
 	fds   []int
 
@@ -48,7 +46,6 @@ func newPool(r *Raw, depth int) (*pool, error) {
 	}
 	return &pool{
 		image: r, event: event, fds: []int{event},
-		sync: func(bufs [][]byte, offset int64) error { return r.writeAtv(bufs, offset, true) },
 		work: make(chan poolOp, depth),
 	}, nil
 }
@@ -63,11 +60,7 @@ func (p *pool) Read(token int, bufs [][]byte, offset int64) {
 
 // Write implements [Queue].
 func (p *pool) Write(token int, bufs [][]byte, offset int64, sync bool) {
-	write := p.image.WriteAtv
-	if sync {
-		write = p.sync
-	}
-	p.start(token, func() error { return write(bufs, offset) })
+	p.start(token, func() error { return p.image.writeAtv(bufs, offset, sync) })
 }
 
 // Flush implements [Queue].

@@ -20,7 +20,8 @@ type Queue interface {
 	FDs() []int
 	// Read fills bufs from offset.
 	Read(token int, bufs [][]byte, offset int64)
-	// Write writes bufs at offset; with sync it completes when stable.
+	// Write writes bufs at offset; with sync it completes when stable. The
+	// cache mode does not matter here: a guest may change its mind about it.
 	Write(token int, bufs [][]byte, offset int64, sync bool)
 	// Flush makes stable what completed before.
 	Flush(token int)

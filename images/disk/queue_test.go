@@ -282,6 +282,99 @@ func TestZeroFallback(t *testing.T) {
 	}
 }
 
+// TestPartialResult goes on where the kernel stopped.
+func TestPartialResult(t *testing.T) {
+	const size, done = 8192, 5000
+	r := open(t, makeDisk(t, size), Options{})
+	want := make([]byte, size)
+	rand.New(rand.NewSource(1)).Read(want)
+	if err := r.WriteAtv([][]byte{want}, 0); err != nil {
+		t.Fatal(err)
+	}
+	q, ok := queues(t, r)["ring"].(*ringQueue)
+	if !ok {
+		t.Skip("no io_uring: check /proc/sys/kernel/io_uring_disabled")
+	}
+	got := make([]byte, size)
+	q.ops[0] = ringOp{kind: opRead, bufs: [][]byte{got[:4096], got[4096:]}, left: size}
+	if finished, err := q.finish(0, done); finished || err != nil {
+		t.Fatalf("finished %v, %v", finished, err)
+	}
+	if _, err := next(q); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[:done]) // nobody read those
+	if !bytes.Equal(got, want) {
+		t.Error("did not go on where it stopped")
+	}
+	q.ops[0] = ringOp{kind: opWrite, bufs: [][]byte{want}, left: size, iov: appendIovecs(nil, [][]byte{want}, 0)}
+	if finished, _ := q.finish(0, -int32(unix.EINTR)); finished {
+		t.Fatal("an interrupted request counts as finished")
+	}
+	if _, err := next(q); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ReadAtv([][]byte{got}, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("an interrupted write was not made (%v)", err)
+	}
+}
+
+// dirty counts the pages of the file that are not on storage yet.
+func dirty(t *testing.T, r *Raw) uint64 {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(r.fd, &fs); err != nil {
+		t.Fatal(err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC {
+		t.Skip("nothing is ever stable on tmpfs: set TMPDIR to a disk")
+	}
+	var stat unix.Cachestat_t
+	if err := unix.Cachestat(uint(r.fd), &unix.CachestatRange{}, &stat, 0); err != nil {
+		t.Skipf("cachestat: %v: needs Linux 6.5", err)
+	}
+	return stat.Dirty + stat.Writeback
+}
+
+// TestStable checks by the page cache that what must be stable is: synchronous
+// writes, flushes, and everything in writethrough mode.
+func TestStable(t *testing.T) {
+	data := bytes.Repeat([]byte{1}, 64<<10)
+	stable := func(t *testing.T, r *Raw, what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if n := dirty(t, r); n != 0 {
+			t.Errorf("%d pages are dirty after %s", n, what)
+		}
+	}
+	t.Run("writeback", func(t *testing.T) {
+		r := open(t, makeDisk(t, 1<<20), Options{})
+		for name, q := range queues(t, r) {
+			q.Write(0, [][]byte{data}, 0, true)
+			stable(t, r, name+": a synchronous write", one(q))
+			q.Write(0, [][]byte{data}, 0, false)
+			if err := one(q); err != nil {
+				t.Fatal(err)
+			}
+			q.Flush(0)
+			stable(t, r, name+": a flush", one(q))
+		}
+		if err := r.WriteAtv([][]byte{data}, 0); err != nil {
+			t.Fatal(err)
+		}
+		stable(t, r, "Flush", r.Flush())
+	})
+	t.Run("writethrough", func(t *testing.T) {
+		r := open(t, makeDisk(t, 1<<20), Options{Cache: CacheWritethrough})
+		stable(t, r, "WriteAtv", r.WriteAtv([][]byte{data}, 0))
+		stable(t, r, "WriteZeroes", r.WriteZeroes(512, 3000, false))
+		r.noZeroRange.Store(true)
+		stable(t, r, "WriteZeroes by hand", r.WriteZeroes(512, 3000, false))
+	})
+}
+
 // TestRingIsRestricted checks that the ring refuses what a disk never asks.
 func TestRingIsRestricted(t *testing.T) {
 	r := open(t, makeDisk(t, 1<<20), Options{})

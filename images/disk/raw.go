@@ -43,8 +43,8 @@ func (r *Raw) Cache() Cache { return r.options.Cache }
 
 // Close implements [Image].
 func (r *Raw) Close() error {
-	// Something of the kernel's may keep the file for a moment longer; the
-	// lock is given up here and now.
+	// io_uring reports a request before it lets go of the file; the lock is
+	// given up here and now.
 	_ = setLock(r.fd, unix.F_UNLCK, 0, unsharedBase+permCount)
 	if err := unix.Close(r.fd); err != nil {
 		return fmt.Errorf("close disk %s: %w", r.path, err)

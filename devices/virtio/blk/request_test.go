@@ -12,6 +12,8 @@ func FuzzParse(f *testing.F) {
 	f.Add(append(header(typeOut, size/512-1), segment(0, 0, 0)...), uint64(528), uint64(1), false)
 	f.Add(append(header(typeDiscard, 0), segment(1, size/512, 0)...), uint64(32), uint64(1), false)
 	f.Add(append(header(typeWriteZeroes, 0), segment(^uint64(0), 0xFFFFFFFF, 1)...), uint64(32), uint64(1), true)
+	f.Add(header(typeIn, 8), uint64(16), ^uint64(0)-4094, false)
+	f.Add(header(typeOut, 8), ^uint64(0)-4095+16, uint64(1), false)
 	f.Add(header(typeGetID, 1<<55), uint64(16), uint64(21), true)
 	f.Fuzz(func(t *testing.T, head []byte, readable, writable uint64, readOnly bool) {
 		g := geometry{size: size, blockSize: 512, readOnly: readOnly, features: allFeatures, maxErase: maxEraseSectors}

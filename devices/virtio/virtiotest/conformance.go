@@ -284,6 +284,13 @@ func testSaveRestore(t *testing.T, s Subject) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, i := range s.Drained {
+		q := d.Queue(i)
+		q.Reap()
+		if got := saved.Queues[i]; got.NextAvail != q.nextAvail || got.NextUsed != q.nextUsed {
+			t.Errorf("queue %d is saved at %d, %d; the driver is at %d, %d", i, got.NextAvail, got.NextUsed, q.nextAvail, q.nextUsed)
+		}
+	}
 	if s.Chain != nil {
 		for _, i := range s.Drained {
 			s.fill(d, i, 4) // kicked, and not seen by the paused device
