@@ -26,7 +26,6 @@ const (
 	typeIn          = 0
 	typeOut         = 1
 	typeFlush       = 4
-	typeDiscard     = 11
 	typeWriteZeroes = 13
 	headerSize      = 16
 )
