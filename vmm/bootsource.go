@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"ditto.vm/devices/i8042"
 	"ditto.vm/guest/acpi"
 	"ditto.vm/guest/boot"
 	"ditto.vm/guest/payload"
@@ -103,6 +104,11 @@ func (m *VM) loadKernel() (*boot.Loaded, error) {
 	}
 	if err := tables.Write(m.mem); err != nil {
 		return nil, fmt.Errorf("ACPI tables: %w", err)
+	}
+	// Linux on hardware-reduced ACPI wants to reboot by EFI, and without it
+	// jumps to the reset vector.
+	if err := m.mem.WriteAt(i8042.ResetVector(), i8042.ResetVectorAddress); err != nil {
+		return nil, fmt.Errorf("reset vector: %w", err)
 	}
 	return boot.Load(m.mem, boot.Config{
 		Kernel:  m.source.kernel,

@@ -143,9 +143,24 @@ func runLinux(t testing.TB, c config.Config) (string, Exit) {
 	}
 	exit, err := m.Wait(ctx)
 	if err != nil {
-		t.Fatalf("%v; console:\n%s", err, out)
+		t.Fatalf("%v; %s; console:\n%s", err, m.whereAbouts(t), out)
 	}
 	return out.String(), exit
+}
+
+// whereAbouts says where the vCPUs of a guest that does not end are.
+func (m *VM) whereAbouts(t testing.TB) string {
+	var s strings.Builder
+	for _, c := range m.vcpus {
+		if err := c.do(context.WithoutCancel(t.Context()), func() error {
+			mp, err := c.kvm.MPState()
+			fmt.Fprintf(&s, "vCPU %d, paused %v, MP state %d %v: %s\n", c.id, c.paused, mp, err, c.registers())
+			return nil
+		}); err != nil {
+			fmt.Fprintf(&s, "vCPU %d: %v\n", c.id, err)
+		}
+	}
+	return s.String()
 }
 
 func TestLinuxBoots(t *testing.T) {
@@ -206,7 +221,7 @@ echo "wrote $(stat -c %s /tmp/big)"
 
 func TestLinuxReboots(t *testing.T) {
 	requireLinux(t)
-	c := linuxConfig(t, "6.12-cloud", `echo BOOTED; sync; reboot -f; sleep 60`)
+	c := linuxConfig(t, "6.12-cloud", `echo BOOTED; reboot -f; sleep 60`)
 	c.RebootLimit = 2
 	out, exit := runLinux(t, c)
 	if exit.Reason != ExitReboot {

@@ -10,6 +10,7 @@ import (
 	"ditto.vm/devices"
 	"ditto.vm/devices/debugexit"
 	"ditto.vm/devices/ged"
+	"ditto.vm/devices/i8042"
 	"ditto.vm/devices/pvpanic"
 	"ditto.vm/devices/rtc"
 	"ditto.vm/devices/serial"
@@ -57,6 +58,7 @@ func (m *VM) addPlatform(console io.Writer) error {
 		{&m.ports, serial.COM1, serial.Size, m.platform.serial},
 		{&m.ports, rtc.Port, rtc.Size, m.platform.rtc},
 		{&m.ports, pvpanic.Port, pvpanic.Size, panicked},
+		{&m.ports, i8042.Port, i8042.Size, i8042.New(func() { m.request(requestReset) })},
 		{&m.mmio, uint64(gedBase), ged.Size, m.platform.ged},
 	} {
 		if err := p.bus.Add(p.base, p.size, p.handler); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"runtime"
 	"strings"
@@ -73,7 +74,7 @@ func payloadConfig(spec string) config.Config {
 func newVM(t testing.TB, c config.Config, out *consoleLog) *VM {
 	t.Helper()
 	requireKVM(t)
-	m, err := New(t.Context(), c, Options{Console: out})
+	m, err := New(t.Context(), c, Options{Console: out, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,134 @@
+package vmm
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/u-root/u-root/pkg/boot/bzimage"
+
+	"ditto.vm/vmm/config"
+)
+
+// TestLinuxPlatform: Linux finds every platform device where ACPI says, with
+// the driver it has for it, and has nothing to complain about.
+func TestLinuxPlatform(t *testing.T) {
+	requireLinux(t)
+	for _, spec := range []string{"6.12", "6.1-cloud"} {
+		t.Run(spec, func(t *testing.T) {
+			out, exit := runLinux(t, linuxConfig(t, spec, `
+dmesg | grep -iE 'ACPI (BIOS )?(Error|Warning)|firmware bug|spurious|nobody cared|overflow' | sed 's/^/complaint: /'
+dmesg | grep -iE 'acpi|rtc|ttyS|ECAM|mmconfig|i8042|vmgenid'
+for d in /sys/bus/acpi/devices/*; do echo "acpi device $(basename $d) $(cat $d/path 2>/dev/null)"; done
+for d in /sys/bus/platform/drivers/acpi-ged/*:*; do echo "ged $(basename $d)"; done
+cat /proc/interrupts
+grep -E 'ECAM|MMCONFIG|pnp' /proc/iomem
+echo "uart $(cat /sys/class/tty/ttyS0/type) irq $(cat /sys/class/tty/ttyS0/irq)"
+echo "rtc $(cat /sys/class/rtc/rtc0/name)"
+a=$(cat /sys/class/rtc/rtc0/since_epoch); b=$(date +%s); d=$((a-b)); echo "rtc is $d seconds ahead"
+hwclock -u -s && echo "hwclock read it"
+echo "tables $(ls /sys/firmware/acpi/tables | tr '\n' ' ')"
+`))
+			if exit.Reason != ExitPowerOff {
+				t.Errorf("exit %+v, want a power-off", exit)
+			}
+			for _, want := range []string{
+				"PNP0501", "ACPI0013", "PNP0C0C", "PNP0A08", "QEMU0001", "DITT0001", "PNP0B00",
+				"ged ACPI0013", "uart 4", "rtc rtc_cmos", "hwclock read it", "tables APIC DSDT FACP MCFG", "SCRIPT-ENDED",
+			} {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %q on the console", want)
+				}
+			}
+			for _, bad := range []string{"complaint:", "i8042: PNP"} {
+				if strings.Contains(out, bad) {
+					t.Errorf("%q on the console", bad)
+				}
+			}
+			near := false
+			for _, seconds := range []string{"-1", "0", "1"} {
+				near = near || strings.Contains(out, "rtc is "+seconds+" seconds")
+			}
+			if !near {
+				t.Error("the guest's clock and its RTC disagree")
+			}
+			if t.Failed() || testing.Verbose() {
+				t.Log(out)
+			}
+		})
+	}
+}
+
+// TestLinuxBootsByPVH boots the ELF file inside a bzImage.
+func TestLinuxBootsByPVH(t *testing.T) {
+	requireLinux(t)
+	c := linuxConfig(t, "6.12-cloud", `echo "by PVH: $(dmesg | grep -c 'Booting paravirtualized kernel')"`)
+	b, err := os.ReadFile(c.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bz bzimage.BzImage
+	if err := bz.UnmarshalBinary(b); err != nil {
+		t.Fatal(err)
+	}
+	c.Kernel = filepath.Join(t.TempDir(), "vmlinux")
+	if err := os.WriteFile(c.Kernel, bz.KernelCode, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, exit := runLinux(t, c)
+	if exit.Reason != ExitPowerOff || !strings.Contains(out, "by PVH: 1") {
+		t.Errorf("exit %+v; console:\n%s", exit, out)
+	}
+}
+
+// TestLinuxCorpus boots the bzImages of u-root's module, in every compression
+// that Linux knows, as far as their configuration allows.
+func TestLinuxCorpus(t *testing.T) {
+	requireLinux(t)
+	if os.Getenv("DITTO_PROVE") == "" {
+		t.Skip("boots eleven kernels; try: make prove, or DITTO_PROVE=1")
+	}
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/u-root/u-root").Output()
+	if env := os.Getenv("DITTO_UROOT_DIR"); env != "" {
+		dir, err = []byte(env), nil
+	}
+	if err != nil {
+		t.Skipf("%v; try: go mod download github.com/u-root/u-root", err)
+	}
+	images, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "pkg/boot/bzimage/testdata/bz[iI]mage*"))
+	if err != nil || len(images) == 0 {
+		t.Fatalf("no bzImages: %v", err)
+	}
+	for _, image := range images {
+		t.Run(filepath.Base(image), func(t *testing.T) {
+			c := linuxConfig(t, "6.12-cloud", `echo "UP $(uname -r)"; reboot -f; sleep 60`)
+			c.Kernel = image
+			c.CPUs = 1
+			c.RebootLimit = 0
+			c.OnReboot = config.RebootStop
+			c.Cmdline.Append = strings.Replace(c.Cmdline.Append, "quiet", "earlyprintk=serial,ttyS0 no_timer_check", 1)
+			out := newConsole()
+			m := newVM(t, c, out)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := m.Start(ctx); err != nil {
+				t.Fatal(err)
+			}
+			exit, err := m.Wait(ctx)
+			t.Logf("%v %v; the console ends in:\n%s", exit.Reason, err, tail(out.String(), 25))
+			if !strings.Contains(out.String(), "Linux version") {
+				t.Error("the kernel did not start")
+			}
+		})
+	}
+}
+
+// tail returns the last n lines of s.
+func tail(s string, n int) string {
+	lines := strings.Split(s, "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
