@@ -17,7 +17,7 @@ var ErrNoGo = errors.New("no Go toolchain found: u-root's commands are compiled 
 	"install Go 1.26 or newer and have go in PATH, or pass an initramfs of your own")
 
 // ErrNoModules says that modules could be neither found nor fetched.
-var ErrNoModules = errors.New("Go modules are missing: allow access to the module proxy once (see go env GOPROXY), " +
+var ErrNoModules = errors.New("some Go modules are missing: allow access to the module proxy once (see go env GOPROXY), " +
 	"or copy a filled module cache (go env GOMODCACHE) to this machine")
 
 // goTool runs the go command in one folder.
