@@ -64,9 +64,9 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.BoolVar(&o.quick, "quick", false, "fewer rounds, for a first look")
 	flags.BoolVar(&o.native, "here", false, "run everything on this machine, without an emulated host")
 	flags.StringVar(&o.ditto, "ditto", "", "the `program` to measure (default: ditto beside this program)")
-	flags.StringVar(&o.rootDisk, "root-disk", "", "a raw ext4 `image` of Debian with fio, iperf3 and iproute2 ")
-	flags.StringVar(&o.json, "json", "out/bench.json", "the report's `file`; results of other benchmarks in it are kept")
-	flags.StringVar(&o.docs, "docs", "", "a document whose tables are rewritten")
+	flags.StringVar(&o.rootDisk, "root-disk", "", "a raw ext4 `image` of Debian with fio, iperf3 and iproute2 (default: built and cached)")
+	flags.StringVar(&o.json, "json", "", "the report's `file`; results of other benchmarks in it are kept (default \""+defaultJSON+"\", with --quick \""+quickJSON+"\")")
+	flags.StringVar(&o.docs, "docs", "", "the `document` whose tables are rewritten; none for nothing (default \""+defaultDocs+"\", with --quick none)")
 	flags.DurationVar(&o.limit, "limit", 45*time.Minute, "give up after this time")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -74,7 +74,32 @@ func parse(args []string, out io.Writer) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("what is %q? choose benchmarks with --run", flags.Arg(0))
 	}
+	o.defaults()
 	return o, nil
+}
+
+// Where the results go.
+const (
+	defaultJSON = "out/bench.json"
+	quickJSON   = "out/bench-quick.json"
+	defaultDocs = "docs/benchmarks.md"
+	noDocs      = "none"
+)
+
+// defaults fills in where the results go: a quick look replaces no figures.
+func (o *options) defaults() {
+	if o.json == "" {
+		o.json = defaultJSON
+		if o.quick {
+			o.json = quickJSON
+		}
+	}
+	if o.docs == "" && !o.quick {
+		o.docs = defaultDocs
+	}
+	if o.docs == noDocs {
+		o.docs = ""
+	}
 }
 
 func run(ctx context.Context, args []string, out io.Writer) (int, error) {

@@ -11,6 +11,7 @@ import (
 
 	"ditto.vm/guest"
 	"ditto.vm/images/kernel"
+	"ditto.vm/images/rootfs"
 	"ditto.vm/images/uroot"
 	"ditto.vm/vmm/kvm"
 )
@@ -43,7 +44,13 @@ func (e *Env) Prepare(ctx context.Context, benchmarks []Benchmark, progress Prog
 		}
 	}
 	if needsDisk && e.RootDisk == "" {
-		e.Missing["RootDisk"] = "give one with --root-disk"
+		progress("Debian root disk")
+		image, err := rootfs.Debian(ctx, rootfs.Options{Packages: []string{"fio", "iperf3", "iproute2"}})
+		if err != nil {
+			e.Missing["RootDisk"] = err.Error()
+		} else {
+			e.RootDisk = image.Path
+		}
 	}
 }
 
