@@ -33,6 +33,8 @@ func NewStream(fd int) (*Stream, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("network socket: %w", err)
 	}
+	// Frames are gathered here already; only TCP sockets know the option.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	return &Stream{fd: fd, in: make([]byte, streamBuffer), out: make([]byte, streamBuffer)}, nil
 }
 
