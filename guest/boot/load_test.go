@@ -262,14 +262,21 @@ func TestEveryWriteIsReported(t *testing.T) {
 	for name, kernel := range map[string][]byte{"bzImage": bzImage(), "PVH": elfKernel()} {
 		t.Run(name, func(t *testing.T) {
 			mem := newSpace(t, 32<<20)
+			all, err := mem.Writable(0, 32<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := bytes.Repeat([]byte{0xaa}, memory.PageSize)
+			for i := 0; i < len(all); i += memory.PageSize {
+				copy(all[i:], before)
+			}
 			heard := pages{}
 			mem.SetObserver(heard)
 			if _, err := Load(mem, Config{Kernel: imageOf("k", kernel), Initrd: imageOf("i", []byte("initrd")), Cmdline: "x"}); err != nil {
 				t.Fatal(err)
 			}
-			zero := make([]byte, memory.PageSize)
 			for gpa := memory.GPA(0); gpa < 32<<20; gpa += memory.PageSize {
-				if b, _ := mem.View(gpa, memory.PageSize); !bytes.Equal(b, zero) && !heard[gpa.GFN()] {
+				if !bytes.Equal(all[gpa:gpa+memory.PageSize], before) && !heard[gpa.GFN()] {
 					t.Errorf("write to %s was not reported", gpa)
 				}
 			}
@@ -421,5 +428,27 @@ func TestOpenImage(t *testing.T) {
 	}
 	if _, err := Load(newSpace(t, 4<<20), Config{}); !errors.Is(err, ErrMissing) {
 		t.Errorf("no kernel: %v", err)
+	}
+}
+
+// BenchmarkLoad loads a distribution's kernel and an initrd of 32 MiB.
+func BenchmarkLoad(b *testing.B) {
+	for _, path := range corpus(b) {
+		if !strings.HasSuffix(path, "rockylinux9") {
+			continue
+		}
+		kernel, err := OpenImage(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer kernel.Close()
+		initrd := imageOf("initrd", make([]byte, 32<<20))
+		mem := newSpace(b, 512<<20)
+		b.SetBytes(kernel.Size + initrd.Size)
+		for b.Loop() {
+			if _, err := Load(mem, Config{Kernel: kernel, Initrd: initrd}); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
 }
