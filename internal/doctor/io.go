@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -42,8 +43,9 @@ func (h *Host) writable(path string) bool {
 
 func (h *Host) checkNetwork(r *report) {
 	if h.Netd != nil {
-		if path, err := h.Netd(); err != nil {
-			r.add(Warn, "user mode", err.Error(), "put ditto-netd next to ditto, or use --net tap or none")
+		path, err := h.Netd()
+		if err != nil {
+			r.add(Warn, "user mode", "ditto-netd is not found", "put ditto-netd next to ditto, or use --net tap or none")
 		} else {
 			r.add(OK, "user mode", path, "")
 		}
@@ -85,6 +87,9 @@ func (h *Host) checkSandbox(r *report) {
 	if strings.Contains(actions, " kill_process ") && strings.Contains(actions, " errno ") {
 		r.add(OK, "seccomp", "yes", "")
 	} else {
+		if r.Err == nil {
+			r.Err = errors.New("the kernel lacks seccomp filters")
+		}
 		r.add(Missing, "seccomp", "the kernel lacks seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER, or --sandbox=off")
 	}
 }

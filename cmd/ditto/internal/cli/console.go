@@ -49,6 +49,10 @@ Keys: ` + terminal.HelpText + `.`,
 				e.notice("detached; ditto console %s brings it back", vm.Name)
 				return nil
 			}
+			// How it ended is written when the console has ended already.
+			if err := waitGone(cmd.Context(), r, vm, killTimeout); err != nil {
+				return err
+			}
 			e.notice("%s has ended%s", vm.Name, howEnded(r, vm.Name))
 			return nil
 		},
