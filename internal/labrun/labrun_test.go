@@ -1,0 +1,200 @@
+package labrun
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func scanText(t *testing.T, text string, step int) (*Report, string) {
+	t.Helper()
+	var out bytes.Buffer
+	r := &Report{}
+	s := &scanner{dst: &out, report: r}
+	for len(text) > 0 {
+		n := min(step, len(text))
+		if _, err := s.Write([]byte(text[:n])); err != nil {
+			t.Fatal(err)
+		}
+		text = text[n:]
+	}
+	return r, out.String()
+}
+
+const verbose = `=== RUN   TestLabA
+    a_test.go:3: PROOF boot-200: 0 leaks
+--- PASS: TestLabA (0.01s)
+    --- SKIP: TestLabA/sub (0.00s)
+--- FAIL: TestLabB (0.01s)
+some --- PASS: text
+`
+
+func TestScanner(t *testing.T) {
+	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
+	for _, step := range []int{1, 7, len(verbose)} {
+		got, out := scanText(t, verbose, step)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("in steps of %d (-want +got):\n%s", step, diff)
+		}
+		if out != verbose {
+			t.Errorf("in steps of %d the output was changed", step)
+		}
+	}
+}
+
+func FuzzScanner(f *testing.F) {
+	f.Add(verbose, 5)
+	f.Add(strings.Repeat("x", 100), 1)
+	f.Fuzz(func(t *testing.T, text string, step int) {
+		if len(text) > 1<<16 {
+			return
+		}
+		a, out := scanText(t, text, 1+step&0xff)
+		if out != text {
+			t.Error("the output was changed")
+		}
+		b, _ := scanText(t, text, len(text)+1)
+		if diff := cmp.Diff(a, b); diff != "" {
+			t.Errorf("the report depends on how output arrives:\n%s", diff)
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	for name, tc := range map[string]struct {
+		r       Report
+		code    int
+		mayskip bool
+		want    string // part of the error; "" is none
+	}{
+		"good":               {Report{Passed: 2}, 0, false, ""},
+		"status":             {Report{Passed: 2}, 2, false, "exit status 2"},
+		"hidden failure":     {Report{Passed: 2, Failed: 1}, 0, false, "failed"},
+		"skip":               {Report{Passed: 2, Skipped: 1, Skips: []string{"TestX"}}, 0, false, "TestX"},
+		"skip where it may":  {Report{Passed: 2, Skipped: 1}, 0, true, ""},
+		"nothing":            {Report{}, 0, false, "no test"},
+		"nothing but a skip": {Report{Skipped: 1}, 0, true, "no test"},
+	} {
+		err := tc.r.check("pkg", tc.code, tc.mayskip)
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+}
+
+// TestTargetsExist keeps the lists from rotting without booting anything.
+func TestTargetsExist(t *testing.T) {
+	t.Chdir("../..")
+	pkgs, err := listPackages(t.Context(), LabPackages()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pkgs) != len(LabPackages()) {
+		t.Errorf("%d packages have tests, %d are listed", len(pkgs), len(LabPackages()))
+	}
+	for _, p := range pkgs {
+		if !hasTest(t, p, "func TestLab") {
+			t.Errorf("%s is listed but has no TestLab... test", p.ImportPath)
+		}
+	}
+	all, err := listPackages(t.Context(), "./...")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		listed := slices.ContainsFunc(pkgs, func(q testPackage) bool { return q.ImportPath == p.ImportPath })
+		if !listed && hasTest(t, p, "labtest."+"Need(") {
+			t.Errorf("%s has tests for the lab but is not listed in targets.go: they would never run", p.ImportPath)
+		}
+	}
+	table, err := os.ReadFile(ProofsPath)
+	if err != nil && len(Proofs()) > 0 {
+		t.Fatal(err)
+	}
+	for _, p := range Proofs() {
+		if p.ID == "" || p.Run == "" || (p.Where != Native && p.Where != InLab) {
+			t.Errorf("proof %+v is incomplete", p)
+		}
+		if !bytes.Contains(table, []byte(p.ID)) {
+			t.Errorf("%s has no row for the proof %s", ProofsPath, p.ID)
+		}
+	}
+}
+
+func hasTest(t *testing.T, p testPackage, text string) bool {
+	t.Helper()
+	for _, name := range append(p.TestGoFiles, p.XTestGoFiles...) {
+		b, err := os.ReadFile(filepath.Join(p.Dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(text)) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestState(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out", "prove.json")
+	if st := loadState(path); st.Passed == nil || len(st.Passed) != 0 {
+		t.Errorf("a missing state: %+v", st)
+	}
+	want := state{Tree: "abc", Passed: map[string]time.Time{"boot-200": time.Unix(1e9, 0).UTC()}}
+	if err := want.save(path); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, loadState(path)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if st := loadState(path); st.Tree != "" || st.Passed == nil {
+		t.Errorf("a broken state: %+v", st)
+	}
+}
+
+// TestNativeRun runs a test binary on this machine as the runner would.
+func TestNativeRun(t *testing.T) {
+	var out bytes.Buffer
+	r := &Runner{Out: &out, workDir: t.TempDir()}
+	pkgs, err := listPackages(t.Context(), "ditto.vm/internal/proofs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.open(t.Context(), pkgs); err != nil {
+		t.Fatal(err)
+	}
+	report, err := r.one(t.Context(), target{pkg: pkgs[0], where: Native, args: []string{"-test.run=^TestUpdate"}})
+	if err != nil || report.Passed != 3 {
+		t.Errorf("%+v, %v; want 3 passed", report, err)
+	}
+	if _, err := r.one(t.Context(), target{pkg: pkgs[0], where: Native, args: []string{"-test.run=^TestNone$"}}); err == nil {
+		t.Error("a target without tests passed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.one(ctx, target{pkg: pkgs[0], where: Native}); err == nil {
+		t.Error("a target passed with a context that had ended")
+	}
+}
+
+func TestFuzzNames(t *testing.T) {
+	dir := t.TempDir()
+	text := "package x\nfunc FuzzOne(f *testing.F) {}\n// func FuzzNot(\nfunc FuzzTwo(f *testing.F) {}\nfunc TestFuzz(t *testing.T) {}\n"
+	if err := os.WriteFile(filepath.Join(dir, "x_test.go"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, err := fuzzNames(testPackage{Dir: dir, TestGoFiles: []string{"x_test.go"}})
+	if err != nil || !slices.Equal(got, []string{"FuzzOne", "FuzzTwo"}) {
+		t.Errorf("fuzzNames = %v, %v", got, err)
+	}
+}
