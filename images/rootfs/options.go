@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"ditto.vm/images/cache"
 	"ditto.vm/images/debian"
@@ -56,10 +57,18 @@ func basePackages() []string {
 	}
 }
 
+// The expressions are compiled when first used: this package is linked into the
+// machine's process, where every initializer counts.
 var (
-	packageRE  = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?([/=][A-Za-z0-9+.~:-]+)?$`)
-	hostnameRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$`)
-	labelRE    = regexp.MustCompile(`^[A-Za-z0-9._-]{1,16}$`)
+	packageRE = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?([/=][A-Za-z0-9+.~:-]+)?$`)
+	})
+	hostnameRE = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$`)
+	})
+	labelRE = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[A-Za-z0-9._-]{1,16}$`)
+	})
 )
 
 // ErrNeedsRoot says that the caller lacks the rights to make a root file system.
@@ -72,14 +81,14 @@ func (o *Options) complete() error {
 	o.Hostname = orDefault(o.Hostname, "debian")
 	o.KernelArgs = orDefault(o.KernelArgs, "console=ttyS0")
 	for _, p := range append(slices.Clone(o.Packages), o.Kernel) {
-		if p != "" && !packageRE.MatchString(p) {
+		if p != "" && !packageRE().MatchString(p) {
 			return fmt.Errorf("%q is not the name of a package", p)
 		}
 	}
 	switch {
-	case !labelRE.MatchString(o.Label):
+	case !labelRE().MatchString(o.Label):
 		return fmt.Errorf("label %q: want 1 to 16 letters, digits, dots, dashes or underscores", o.Label)
-	case !hostnameRE.MatchString(o.Hostname):
+	case !hostnameRE().MatchString(o.Hostname):
 		return fmt.Errorf("%q is not a host name", o.Hostname)
 	case strings.ContainsAny(o.KernelArgs, "'\n"):
 		return fmt.Errorf("kernel arguments %q: want one line without single quotes", o.KernelArgs)
