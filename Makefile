@@ -37,7 +37,7 @@ test: setup ## run all tests: vet, unit, native KVM, and the lab batch
 	@echo "make test: all passed"
 
 unit: ## run the tests that need no Linux guest, with small counts
-	$(GO) test ./...
+	$(if $(wildcard /dev/kvm),DITTO_REQUIRE_KVM=1) $(GO) test ./...
 
 lab-test: ## run the tests that need Linux guests, in one emulated host
 	DITTO_LAB_BOOT=1 $(GO) test -count=1 -run '^TestBoot' ./internal/lab

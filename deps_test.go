@@ -59,6 +59,7 @@ var edges = []edge{
 	{"internal/doctor", "internal/tap", "it probes with the code that will run"},
 	{"internal/lab", "images", "the emulated host boots a Debian kernel"},
 	{"internal/labrun", "internal/lab", "it boots one lab for many tests"},
+	{"internal/labrun", "vmm/kvm", "a machine whose KVM runs Linux needs no lab"},
 	{"internal/labrun", "internal/labtest", "it reads the figures that tests state"},
 	{"internal/labrun", "internal/proofs", "it writes the figures down"},
 	{"internal/bench", "internal/lab", "comparisons with QEMU need a KVM that runs Linux"},
@@ -100,7 +101,7 @@ var fences = []fence{
 	},
 	{
 		foreign: []string{"github.com/bobuhiro11/gokvm"},
-		direct:  []string{"vmm/kvm"}, reach: []string{"vmm", "cmd/ditto", "cmd/ditto-bench", "internal/doctor", "internal/bench"},
+		direct:  []string{"vmm/kvm"}, reach: []string{"vmm", "cmd/ditto", "cmd/ditto-bench", "cmd/ditto-lab", "internal/doctor", "internal/bench", "internal/labrun"},
 		why: "KVM is called in one place; devices never see it",
 	},
 	{

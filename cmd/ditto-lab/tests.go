@@ -15,6 +15,7 @@ import (
 // testFlags are the flags of the subcommands that run tests.
 type testFlags struct {
 	native bool
+	lab    bool
 	run    string
 	again  bool
 	limit  time.Duration
@@ -27,14 +28,19 @@ func newTestCommand(stdout, stderr io.Writer) *cobra.Command {
 		Use:   "test [flags] [PACKAGE...]",
 		Short: "Run the tests that need Linux guests in one emulated host",
 		Long: `Compile the test binaries of the packages (by default all that are listed in
-internal/labrun) and run their TestLab... tests in one emulated host. Nothing
-may be skipped there. It must be run inside the source tree.`,
+internal/labrun) and run their TestLab... and TestLinux... tests in one emulated
+host, or on this machine if its own KVM runs Linux. Nothing may be skipped there.
+It must be run inside the source tree.`,
 		RunE: func(_ *cobra.Command, pkgs []string) error {
-			if len(pkgs) == 0 {
-				pkgs = labrun.LabPackages()
+			list := labrun.LabPackages()
+			if len(pkgs) > 0 {
+				list = nil
+			}
+			for _, path := range pkgs {
+				list = append(list, labrun.LabPackage{Path: path})
 			}
 			return f.with(stdout, stderr, func(ctx context.Context, r *labrun.Runner) error {
-				return r.Batch(ctx, pkgs...)
+				return r.Batch(ctx, list)
 			})
 		},
 	}
@@ -64,7 +70,9 @@ is not run again. It must be run at the root of the source tree.`,
 }
 
 func (f *testFlags) register(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.native, "native", false, "this machine's KVM runs Linux: use it instead of an emulated host")
+	cmd.Flags().BoolVar(&f.native, "native", false, "use this machine's KVM even if it does not seem to run Linux")
+	cmd.Flags().BoolVar(&f.lab, "lab", false, "use an emulated host even if this machine's KVM runs Linux")
+	cmd.MarkFlagsMutuallyExclusive("native", "lab")
 	cmd.Flags().DurationVarP(&f.limit, "timeout", "t", labrun.DefaultTimeout, "time limit of each test binary")
 }
 
@@ -72,10 +80,18 @@ func (f *testFlags) register(cmd *cobra.Command) {
 func (f *testFlags) with(stdout, stderr io.Writer, fn func(context.Context, *labrun.Runner) error) (err error) {
 	ctx, cancel := signalContext(context.Background())
 	defer cancel()
+	native := f.native
+	if !f.native && !f.lab {
+		ok, reason := labrun.LinuxRuns()
+		native = ok
+		if !ok {
+			_, _ = fmt.Fprintf(stdout, "using an emulated host: %s\n", reason)
+		}
+	}
 	r := &labrun.Runner{
 		Out:     stdout,
 		Log:     slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
-		Native:  f.native,
+		Native:  native,
 		Run:     f.run,
 		Timeout: f.limit,
 	}

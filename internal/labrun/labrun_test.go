@@ -2,15 +2,17 @@ package labrun
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 func scanText(t *testing.T, text string, step int) (*Report, string) {
@@ -40,7 +42,7 @@ func TestScanner(t *testing.T) {
 	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
 	for _, step := range []int{1, 7, len(verbose)} {
 		got, out := scanText(t, verbose, step)
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := gocmp.Diff(want, got); diff != "" {
 			t.Errorf("in steps of %d (-want +got):\n%s", step, diff)
 		}
 		if out != verbose {
@@ -61,7 +63,7 @@ func FuzzScanner(f *testing.F) {
 			t.Error("the output was changed")
 		}
 		b, _ := scanText(t, text, len(text)+1)
-		if diff := cmp.Diff(a, b); diff != "" {
+		if diff := gocmp.Diff(a, b); diff != "" {
 			t.Errorf("the report depends on how output arrives:\n%s", diff)
 		}
 	})
@@ -92,25 +94,28 @@ func TestCheck(t *testing.T) {
 // TestTargetsExist keeps the lists from rotting without booting anything.
 func TestTargetsExist(t *testing.T) {
 	t.Chdir("../..")
-	pkgs, err := listPackages(t.Context(), LabPackages()...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(pkgs) != len(LabPackages()) {
-		t.Errorf("%d packages have tests, %d are listed", len(pkgs), len(LabPackages()))
-	}
-	for _, p := range pkgs {
-		if !hasTest(t, p, "func TestLab") {
-			t.Errorf("%s is listed but has no TestLab... test", p.ImportPath)
+	listed := map[string]bool{}
+	for _, lp := range LabPackages() {
+		pkgs, err := listPackages(t.Context(), lp.Path)
+		if err != nil || len(pkgs) != 1 {
+			t.Fatalf("%s is %d packages with tests, %v; want 1", lp.Path, len(pkgs), err)
+		}
+		listed[pkgs[0].ImportPath] = true
+		run, err := regexp.Compile(cmp.Or(lp.Run, LabRun))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(testNames(t, pkgs[0]), run.MatchString) {
+			t.Errorf("%s is listed but has no test that matches %s", lp.Path, run)
 		}
 	}
 	all, err := listPackages(t.Context(), "./...")
 	if err != nil {
 		t.Fatal(err)
 	}
+	asks := regexp.MustCompile(`labtest\.Need\(|\.ProbeLinux\(`)
 	for _, p := range all {
-		listed := slices.ContainsFunc(pkgs, func(q testPackage) bool { return q.ImportPath == p.ImportPath })
-		if !listed && hasTest(t, p, "labtest."+"Need(") {
+		if !listed[p.ImportPath] && len(find(t, p, asks)) > 0 {
 			t.Errorf("%s has tests for the lab but is not listed in targets.go: they would never run", p.ImportPath)
 		}
 	}
@@ -128,18 +133,27 @@ func TestTargetsExist(t *testing.T) {
 	}
 }
 
-func hasTest(t *testing.T, p testPackage, text string) bool {
+// testNames reads the names of a package's tests.
+func testNames(t *testing.T, p testPackage) []string {
 	t.Helper()
+	return find(t, p, regexp.MustCompile(`(?m)^func (Test\w*)\(`))
+}
+
+// find returns what matches in a package's test files: the first group, if
+// there is one.
+func find(t *testing.T, p testPackage, re *regexp.Regexp) []string {
+	t.Helper()
+	var found []string
 	for _, name := range append(p.TestGoFiles, p.XTestGoFiles...) {
 		b, err := os.ReadFile(filepath.Join(p.Dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if bytes.Contains(b, []byte(text)) {
-			return true
+		for _, m := range re.FindAllSubmatch(b, -1) {
+			found = append(found, string(m[len(m)-1]))
 		}
 	}
-	return false
+	return found
 }
 
 func TestState(t *testing.T) {
@@ -151,7 +165,7 @@ func TestState(t *testing.T) {
 	if err := want.save(path); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, loadState(path)); diff != "" {
+	if diff := gocmp.Diff(want, loadState(path)); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)
 	}
 	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {

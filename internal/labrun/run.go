@@ -1,6 +1,7 @@
 package labrun
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ type Runner struct {
 	Log     *slog.Logger // of the lab
 	Lab     lab.Options
 	Native  bool          // run on this machine what would run in the lab
-	Run     string        // pattern of test names; "" means LabRun
+	Run     string        // pattern of test names; "" means the list's
 	Timeout time.Duration // for each test binary; 0 means DefaultTimeout
 	Env     []string      // added to the environment of the tests
 
@@ -42,27 +43,30 @@ type target struct {
 	mayskip bool
 }
 
-// Batch runs the lab tests of the packages that match patterns, all in one
-// lab. It runs them all even if some fail.
-func (r *Runner) Batch(ctx context.Context, patterns ...string) error {
-	pkgs, err := listPackages(ctx, patterns...)
-	if err != nil {
-		return err
-	}
-	if len(pkgs) == 0 {
-		return errors.New("no package with tests matches")
-	}
-	if err := r.open(ctx, pkgs); err != nil {
-		return err
-	}
-	run := r.Run
-	if run == "" {
-		run = LabRun
+// Batch runs the lab tests of packages, all in one lab. It runs them all even
+// if some fail.
+func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
+	var targets []target
+	for _, lp := range list {
+		pkgs, err := listPackages(ctx, lp.Path)
+		if err != nil {
+			return err
+		}
+		if len(pkgs) == 0 {
+			return fmt.Errorf("%s: no package with tests matches", lp.Path)
+		}
+		if err := r.open(ctx, pkgs); err != nil {
+			return err
+		}
+		run := cmp.Or(r.Run, lp.Run, LabRun)
+		for _, p := range pkgs {
+			targets = append(targets, target{pkg: p, args: []string{"-test.run=" + run}, where: InLab, timeout: r.Timeout})
+		}
 	}
 	var failed error
-	for _, p := range pkgs {
-		t := target{pkg: p, args: []string{"-test.run=" + run}, where: InLab, timeout: r.Timeout}
+	for _, t := range targets {
 		if _, err := r.one(ctx, t); err != nil {
+			r.printf("=== %v\n", err)
 			failed = errors.Join(failed, err)
 		}
 		if ctx.Err() != nil {
@@ -80,7 +84,7 @@ func (r *Runner) open(ctx context.Context, pkgs []testPackage) error {
 			return err
 		}
 		r.workDir = dir
-		r.printf("compiling the commands and %d test binaries\n", len(pkgs))
+		r.printf("compiling the commands and the test binaries\n")
 		if err := buildCommands(ctx, r.binDir()); err != nil {
 			return err
 		}

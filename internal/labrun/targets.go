@@ -2,14 +2,22 @@ package labrun
 
 import "time"
 
-// LabRun is the pattern of the tests that run in the lab.
-const LabRun = "^TestLab"
+// LabRun is the pattern of the tests that run in the lab unless something else
+// is said: by convention they are called TestLab... or TestLinux...
+const LabRun = "^Test(Lab|Linux)"
 
-// LabPackages returns the packages that have tests for the lab (see
-// internal/labtest). A package without a TestLab... test must not be listed.
-func LabPackages() []string {
-	return []string{
-		"./internal/labtest",
+// LabPackage is a package that has tests for the lab (see internal/labtest).
+type LabPackage struct {
+	Path string
+	Run  string // pattern of test names; "" means LabRun
+}
+
+// LabPackages returns the lab batch of `make test`.
+func LabPackages() []LabPackage {
+	return []LabPackage{
+		{Path: "./internal/labtest"},
+		{Path: "./vmm/kvm", Run: "."}, // every ioctl, on a KVM with nested paging
+		{Path: "./vmm"},
 	}
 }
 

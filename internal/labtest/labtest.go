@@ -1,10 +1,11 @@
 // Package labtest marks tests that boot Linux guests, and figures that tests
 // measure.
 //
-// A test that needs a KVM which can run Linux is called TestLab... and begins
-// with [Need]. The package is listed in internal/labrun; `make test` compiles
-// its test binary, boots one emulated host and runs the TestLab... tests there,
-// where a skip is a failure. A test that runs on any KVM needs nothing of this.
+// A test that needs a KVM which can run Linux is called TestLab... or
+// TestLinux... and begins with [Need] or a probe of its own. The package is
+// listed in internal/labrun; `make test` compiles its test binary, boots one
+// emulated host and runs these tests there, where a skip is a failure. A test
+// that runs on any KVM needs nothing of this.
 package labtest
 
 import (
