@@ -113,7 +113,7 @@ func TestTargetsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asks := regexp.MustCompile(`labtest\.Need\(|\.ProbeLinux\(`)
+	asks := regexp.MustCompile(`labtest\.Need\(|\brequireLinux\(`)
 	for _, p := range all {
 		if !listed[p.ImportPath] && len(find(t, p, asks)) > 0 {
 			t.Errorf("%s has tests for the lab but is not listed in targets.go: they would never run", p.ImportPath)
