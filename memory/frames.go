@@ -183,6 +183,17 @@ func (f *Frames) Hold(r Range, why FrameReasons) { f.change(r, why&reasonsTold, 
 func (f *Frames) Settle(r Range, why FrameReasons) { f.change(r, 0, why&reasonsTold) }
 
 func (f *Frames) change(r Range, set, unset FrameReasons) {
+	_ = f.touched(r, func(region, first, end int) error {
+		for n := first; n < end; n++ {
+			f.regions[region][n] = f.regions[region][n]&^frameByte(unset) | frameByte(set)
+		}
+		return nil
+	})
+}
+
+// touched calls f with the frames [first, end) of each region that r touches,
+// under the lock.
+func (f *Frames) touched(r Range, do func(region, first, end int) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range f.regions {
@@ -191,11 +202,13 @@ func (f *Frames) change(r Range, set, unset FrameReasons) {
 			continue
 		}
 		base := f.space.regions[i].Start
-		first, last := uint64(part.Start-base)/LargeFrameSize, (uint64(part.End()-base)-1)/LargeFrameSize
-		for n := first; n <= last && n < uint64(len(f.regions[i])); n++ {
-			f.regions[i][n] = f.regions[i][n]&^frameByte(unset) | frameByte(set)
+		first := int(uint64(part.Start-base) / LargeFrameSize)
+		last := int((uint64(part.End()-base) - 1) / LargeFrameSize)
+		if err := do(i, first, min(last+1, len(f.regions[i]))); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // Census counts frames.
@@ -261,19 +274,8 @@ func (f *Frames) count() int {
 
 // Refresh reads from the host how it maps the frames that r touches.
 func (f *Frames) Refresh(r Range) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for i := range f.regions {
-		part, ok := intersect(f.space.regions[i].Range, r)
-		if !ok {
-			continue
-		}
-		base := f.space.regions[i].Start
-		first := int(uint64(part.Start-base) / LargeFrameSize)
-		last := int((uint64(part.End()-base) - 1) / LargeFrameSize)
-		if err := f.refresh(i, first, min(last+1, len(f.regions[i]))); err != nil {
-			return fmt.Errorf("refresh frames at %s: %w", part.Start, err)
-		}
+	if err := f.touched(r, f.refresh); err != nil {
+		return fmt.Errorf("refresh frames at %s: %w", r.Start, err)
 	}
 	return nil
 }

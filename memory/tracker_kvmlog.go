@@ -1,9 +1,6 @@
 package memory
 
-import (
-	"fmt"
-	"sync"
-)
+import "fmt"
 
 // DirtyLog is KVM's dirty bitmap as this package needs it; the VM of package
 // vmm/kvm satisfies it. A bitmap has one bit a page from the start of the slot.
@@ -19,11 +16,6 @@ type DirtyLog interface {
 	ClearDirtyLog(slot uint32, firstPage uint64, nPages uint32, bitmap []uint64) error
 }
 
-// SlotLogger switches the logging of a memslot on or off (KVM API 4.35).
-type SlotLogger interface {
-	LogDirtyPages(slot uint32, gpa, size, hva uint64, on bool) error
-}
-
 // kvmLog tracks vCPU writes with KVM's dirty bitmap. Manual protection makes
 // reading and re-arming two calls, so that only what was reported is protected
 // again, and initially-set makes switching on cheap: every page counts as
@@ -32,13 +24,9 @@ type SlotLogger interface {
 // While a slot is logged KVM maps what the guest newly writes there with 4 KiB
 // entries, whether armed or not, though the host's pages stay huge.
 type kvmLog struct {
-	space *Space
-	log   DirtyLog
-	host  *PageSet // the VMM's own writes, not yet collected
-
-	mu      sync.Mutex // guards what follows, and orders calls to log
-	logging []bool     // per region
-	scratch []uint64   // one region's bitmap
+	slotTracker
+	log     DirtyLog
+	scratch []uint64 // one region's bitmap, guarded by mu
 }
 
 func openKVMLog(s *Space, log DirtyLog) (*kvmLog, error) {
@@ -48,17 +36,17 @@ func openKVMLog(s *Space, log DirtyLog) (*kvmLog, error) {
 	if err := log.EnableManualDirtyLog(); err != nil {
 		return nil, &TrackerError{Kind: TrackerKVMLog, Reason: "KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with initially-set (Linux 5.7), or a dirty ring is in use", Err: err}
 	}
-	t := &kvmLog{space: s, log: log, host: s.NewPageSet(), logging: make([]bool, len(s.regions))}
-	var words int
-	for i := range t.host.regions {
-		words = max(words, len(t.host.regions[i].words))
+	t := &kvmLog{slotTracker: newSlotTracker(s, log), log: log}
+	words := 0
+	for i := range t.pending.regions {
+		words = max(words, len(t.pending.regions[i].words))
 	}
 	t.scratch = make([]uint64, words)
 	return t, nil
 }
 
-func (t *kvmLog) Kind() TrackerKind           { return TrackerKVMLog }
-func (t *kvmLog) HostWrite(gpa GPA, n uint64) { t.host.Add(gpa, n) }
+// Kind implements [Tracker].
+func (t *kvmLog) Kind() TrackerKind { return TrackerKVMLog }
 
 // Arm switches logging on for the region of r where it is off, and protects r.
 func (t *kvmLog) Arm(r Range) error {
@@ -66,7 +54,7 @@ func (t *kvmLog) Arm(r Range) error {
 	defer t.mu.Unlock()
 	p, err := t.space.locate(r)
 	if err == nil {
-		t.host.Remove(r.Start, r.Size)
+		t.pending.Remove(r.Start, r.Size)
 		err = t.arm(p)
 	}
 	if err != nil {
@@ -79,10 +67,10 @@ func (t *kvmLog) arm(p part) error {
 	if p.Size == 0 {
 		return nil
 	}
-	if err := setLogging(t.log, t.logging, p, true); err != nil {
+	if err := t.setLogging(p, true); err != nil {
 		return err
 	}
-	all := t.scratch[:len(t.host.regions[p.index].words)]
+	all := t.scratch[:len(t.pending.regions[p.index].words)]
 	for i := range all {
 		all[i] = ^uint64(0)
 	}
@@ -135,11 +123,7 @@ func (t *kvmLog) Collect(r Range, into *PageSet, mode CollectMode) error {
 }
 
 func (t *kvmLog) collect(p part, into *PageSet, mode CollectMode) error {
-	if mode == Peek {
-		t.host.copyTo(into, p.Start, p.Size)
-	} else {
-		t.host.moveTo(into, p.Start, p.Size)
-	}
+	t.take(p, into, mode)
 	if !t.logging[p.index] {
 		into.Add(p.Start, p.Size)
 		if mode == Peek {
@@ -147,7 +131,7 @@ func (t *kvmLog) collect(p part, into *PageSet, mode CollectMode) error {
 		}
 		return t.arm(p)
 	}
-	bitmap := t.scratch[:len(t.host.regions[p.index].words)]
+	bitmap := t.scratch[:len(t.pending.regions[p.index].words)]
 	if err := t.log.DirtyLog(p.region.Slot, bitmap); err != nil {
 		into.Add(p.Start, p.Size)
 		return err
@@ -164,64 +148,4 @@ func (t *kvmLog) collect(p part, into *PageSet, mode CollectMode) error {
 		return nil
 	}
 	return t.clear(p, bitmap)
-}
-
-// Disarm switches logging off when r is a whole region, and otherwise notes
-// that r counts as written: KVM logs slots, not ranges.
-func (t *kvmLog) Disarm(r Range) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p, err := t.space.locate(r)
-	switch {
-	case err != nil:
-	case p.whole():
-		err = setLogging(t.log, t.logging, p, false)
-	default:
-		t.host.Add(r.Start, r.Size)
-	}
-	if err != nil {
-		return fmt.Errorf("disarm [%s, +%#x): %w", r.Start, r.Size, err)
-	}
-	return nil
-}
-
-// Remapped counts r as written. KVM follows the new mapping by itself.
-func (t *kvmLog) Remapped(r Range) error {
-	if _, err := t.space.locate(r); err != nil {
-		return err
-	}
-	t.host.Add(r.Start, r.Size)
-	return nil
-}
-
-// Close switches logging off.
-func (t *kvmLog) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return stopLogging(t.space, t.log, t.logging)
-}
-
-// setLogging switches the logging of p's region on or off where it is not.
-func setLogging(log SlotLogger, logging []bool, p part, on bool) error {
-	if logging[p.index] == on {
-		return nil
-	}
-	r := p.region
-	if err := log.LogDirtyPages(r.Slot, uint64(r.Start), r.Size, uint64(r.HVA), on); err != nil {
-		return err
-	}
-	logging[p.index] = on
-	return nil
-}
-
-// stopLogging switches the logging of every region off.
-func stopLogging(s *Space, log SlotLogger, logging []bool) error {
-	var first error
-	for i := range s.regions {
-		r := &s.regions[i]
-		if err := setLogging(log, logging, part{region: r, index: i, Range: r.Range}, false); err != nil && first == nil {
-			first = fmt.Errorf("stop logging the slot at %s: %w", r.Start, err)
-		}
-	}
-	return first
 }

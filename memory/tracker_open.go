@@ -63,7 +63,7 @@ func openTracker(s *Space, kind TrackerKind, host TrackerHost) (Tracker, error) 
 		if host.Ring == nil || len(host.Rings) == 0 {
 			return nil, &TrackerError{Kind: kind, Reason: "dirty rings were not enabled before the first vCPU, or KVM lacks them"}
 		}
-		return OpenKVMRing(s, host.Ring, host.Rings), nil
+		return openKVMRing(s, host.Ring, host.Rings), nil
 	case TrackerNone:
 		return noTracker{s}, nil
 	}

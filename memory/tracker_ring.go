@@ -1,9 +1,6 @@
 package memory
 
-import (
-	"fmt"
-	"sync"
-)
+import "fmt"
 
 // RingLog is what a VM with dirty rings offers; the VM of package vmm/kvm
 // satisfies it.
@@ -31,28 +28,20 @@ type DirtyRing interface {
 // the last writes of a running vCPU to itself: they are reported after the vCPU
 // has left the guest.
 type KVMRing struct {
-	space *Space
-	log   RingLog
+	slotTracker
+	log RingLog
 
-	pending *PageSet // harvested or written by the VMM, not yet collected
-
-	mu        sync.Mutex // guards what follows; harvests are one at a time
-	rings     []DirtyRing
-	logging   []bool // per region
-	harvested bool   // entries that are not reset yet
+	rings     []DirtyRing // emptied one at a time, under mu
+	harvested bool        // entries that are not reset yet; guarded by mu
 }
 
-// OpenKVMRing makes a tracker of the vCPUs' rings. The caller hands it to
-// [Space.SetObserver], as it does with what [OpenTracker] returns.
-func OpenKVMRing(s *Space, log RingLog, rings []DirtyRing) *KVMRing {
-	return &KVMRing{space: s, log: log, rings: rings, pending: s.NewPageSet(), logging: make([]bool, len(s.regions))}
+// openKVMRing makes a tracker of the vCPUs' rings.
+func openKVMRing(s *Space, log RingLog, rings []DirtyRing) *KVMRing {
+	return &KVMRing{slotTracker: newSlotTracker(s, log), log: log, rings: rings}
 }
 
-// Kind returns TrackerKVMRing.
+// Kind implements [Tracker].
 func (t *KVMRing) Kind() TrackerKind { return TrackerKVMRing }
-
-// HostWrite implements [WriteObserver].
-func (t *KVMRing) HostWrite(gpa GPA, n uint64) { t.pending.Add(gpa, n) }
 
 // RingFull empties the rings, so that a vCPU that left the guest for want of
 // room can go on. It is called on that vCPU's thread.
@@ -104,7 +93,7 @@ func (t *KVMRing) arm(p part) error {
 		// What lies around r was never armed: it counts as written.
 		t.pending.Add(p.region.Start, p.region.Size)
 	}
-	if err := setLogging(t.log, t.logging, p, true); err != nil {
+	if err := t.setLogging(p, true); err != nil {
 		return err
 	}
 	if err := t.drain(); err != nil {
@@ -140,45 +129,6 @@ func (t *KVMRing) collect(p part, into *PageSet, mode CollectMode) error {
 	if err := t.drain(); err != nil {
 		return err
 	}
-	if mode == Peek {
-		t.pending.copyTo(into, p.Start, p.Size)
-	} else {
-		t.pending.moveTo(into, p.Start, p.Size)
-	}
+	t.take(p, into, mode)
 	return nil
-}
-
-// Disarm implements [Tracker]: it switches logging off when r is a whole
-// region, and otherwise notes that r counts as written.
-func (t *KVMRing) Disarm(r Range) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p, err := t.space.locate(r)
-	switch {
-	case err != nil:
-	case p.whole():
-		err = setLogging(t.log, t.logging, p, false)
-	default:
-		t.pending.Add(r.Start, r.Size)
-	}
-	if err != nil {
-		return fmt.Errorf("disarm [%s, +%#x): %w", r.Start, r.Size, err)
-	}
-	return nil
-}
-
-// Remapped implements [Tracker]. KVM follows the new mapping by itself.
-func (t *KVMRing) Remapped(r Range) error {
-	if _, err := t.space.locate(r); err != nil {
-		return err
-	}
-	t.pending.Add(r.Start, r.Size)
-	return nil
-}
-
-// Close switches logging off. The rings belong to whoever made them.
-func (t *KVMRing) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return stopLogging(t.space, t.log, t.logging)
 }

@@ -273,3 +273,48 @@ func directFile(t *testing.T) int {
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	return fd
 }
+
+// TestHugetlb: pages of hugetlbfs are armed and reported whole, never broken.
+func TestHugetlb(t *testing.T) {
+	s, err := memory.New(memory.Config{Size: 4 * frame, HugePages: memory.HugePages2M})
+	if err != nil {
+		t.Skipf("%v; try: echo 8 > /proc/sys/vm/nr_hugepages", err)
+	}
+	defer s.Close()
+	tr, _, err := memory.OpenTracker(s, memory.TrackerWPAsync, memory.TrackerHost{})
+	if errors.Is(err, memory.ErrUnsupported) {
+		t.Skipf("%v; try: Linux 6.7 or newer", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	defer s.SetObserver(nil)
+	fill(t, s)
+	m, err := trackertest.NewMirror(s, tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := s.Writable(0, s.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []memory.CollectMode{memory.Rearm, memory.RearmSmall} {
+		mem[frame+5*page]++
+		if set, err := m.Round(mode); err != nil || set.Count() != frame/page || set.CountIn(frame, frame) != frame/page {
+			t.Errorf("%d pages reported, want one frame (%v)", set.Count(), err)
+		}
+		if err := m.Check(); err != nil {
+			t.Error(err)
+		}
+		if set, err := m.Round(mode); err != nil || set.Count() != 0 {
+			t.Errorf("%d pages reported after re-arming, want none (%v)", set.Count(), err)
+		}
+	}
+	if err := tr.Disarm(memory.Range{Start: frame, Size: frame}); err != nil {
+		t.Fatal(err)
+	}
+	if set, err := m.Round(memory.Rearm); err != nil || set.Count() != frame/page {
+		t.Errorf("%d pages reported after disarming, want one frame (%v)", set.Count(), err)
+	}
+}
