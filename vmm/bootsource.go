@@ -57,9 +57,9 @@ func openSource(cfg *config.Config, closers *closers) (bootSource, error) {
 func commandLine(cfg *config.Config) string {
 	words := cfg.Cmdline.Replace
 	if words == "" {
-		words = "console=ttyS0"
+		words = "console=ttyS0 quiet"
 		if cfg.Console == config.ConsoleVirtio {
-			words = "console=hvc0"
+			words = "console=hvc0 quiet"
 		}
 	}
 	return strings.TrimSpace(words + " " + cfg.Cmdline.Append)

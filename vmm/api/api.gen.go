@@ -109,6 +109,12 @@ type BalloonTarget struct {
 	TargetBytes uint64 `json:"target_bytes"`
 }
 
+// ConsoleSize defines model for ConsoleSize.
+type ConsoleSize struct {
+	Columns uint16 `json:"columns"`
+	Rows    uint16 `json:"rows"`
+}
+
 // Device defines model for Device.
 type Device struct {
 	// Address its place on the bus
@@ -221,6 +227,9 @@ type StopRequest struct {
 // SetBalloonJSONRequestBody defines body for SetBalloon for application/json ContentType.
 type SetBalloonJSONRequestBody = BalloonTarget
 
+// SetConsoleSizeJSONRequestBody defines body for SetConsoleSize for application/json ContentType.
+type SetConsoleSizeJSONRequestBody = ConsoleSize
+
 // StopJSONRequestBody defines body for Stop for application/json ContentType.
 type StopJSONRequestBody = StopRequest
 
@@ -326,6 +335,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/balloon (the `SetBalloon` operationId).
 	SetBalloon(ctx context.Context, body SetBalloonJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetConsoleSizeWithBody Tell the guest the size of the terminal, where its console can
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+	SetConsoleSizeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetConsoleSize Tell the guest the size of the terminal, where its console can
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+	SetConsoleSize(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListForwards Host ports that lead into the guest
 	//
@@ -441,6 +464,40 @@ func (c *Client) SetBalloonWithBody(ctx context.Context, contentType string, bod
 // Corresponds with PUT /v1/vm/balloon (the `SetBalloon` operationId).
 func (c *Client) SetBalloon(ctx context.Context, body SetBalloonJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetBalloonRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetConsoleSizeWithBody Tell the guest the size of the terminal, where its console can
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+func (c *Client) SetConsoleSizeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetConsoleSizeRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetConsoleSize Tell the guest the size of the terminal, where its console can
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+func (c *Client) SetConsoleSize(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetConsoleSizeRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -677,6 +734,46 @@ func NewSetBalloonRequestWithBody(server string, contentType string, body io.Rea
 	}
 
 	operationPath := fmt.Sprintf("/v1/vm/balloon")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSetConsoleSizeRequest calls the generic SetConsoleSize builder with application/json body
+func NewSetConsoleSizeRequest(server string, body SetConsoleSizeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetConsoleSizeRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSetConsoleSizeRequestWithBody constructs an http.Request for the SetConsoleSize method, with any body, and a specified content type
+func NewSetConsoleSizeRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vm/console-size")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -977,6 +1074,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /v1/vm/balloon (the `SetBalloon` operationId).
 	SetBalloonWithResponse(ctx context.Context, body SetBalloonJSONRequestBody, reqEditors ...RequestEditorFn) (*SetBalloonResponse, error)
 
+	// SetConsoleSizeWithBodyWithResponse Tell the guest the size of the terminal, where its console can
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+	SetConsoleSizeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetConsoleSizeResponse, error)
+
+	// SetConsoleSizeWithResponse Tell the guest the size of the terminal, where its console can
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+	SetConsoleSizeWithResponse(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*SetConsoleSizeResponse, error)
+
 	// ListForwardsWithResponse Host ports that lead into the guest
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -1206,6 +1317,47 @@ func (r SetBalloonResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetBalloonResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetConsoleSizeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r SetConsoleSizeResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetConsoleSizeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetConsoleSizeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetConsoleSizeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetConsoleSizeResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -1578,6 +1730,32 @@ func (c *ClientWithResponses) SetBalloonWithResponse(ctx context.Context, body S
 	return ParseSetBalloonResponse(rsp)
 }
 
+// SetConsoleSizeWithBodyWithResponse Tell the guest the size of the terminal, where its console can
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+func (c *ClientWithResponses) SetConsoleSizeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetConsoleSizeResponse, error) {
+	rsp, err := c.SetConsoleSizeWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetConsoleSizeResponse(rsp)
+}
+
+// SetConsoleSizeWithResponse Tell the guest the size of the terminal, where its console can
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
+func (c *ClientWithResponses) SetConsoleSizeWithResponse(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*SetConsoleSizeResponse, error) {
+	rsp, err := c.SetConsoleSize(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetConsoleSizeResponse(rsp)
+}
+
 // ListForwardsWithResponse Host ports that lead into the guest
 //
 // Returns a wrapper object for the known response body format(s).
@@ -1783,6 +1961,35 @@ func ParseSetBalloonResponse(rsp *http.Response) (*SetBalloonResponse, error) {
 	}
 
 	response := &SetBalloonResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetConsoleSizeResponse parses an HTTP response from a SetConsoleSizeWithResponse call
+func ParseSetConsoleSizeResponse(rsp *http.Response) (*SetConsoleSizeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetConsoleSizeResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}
@@ -2028,6 +2235,9 @@ type ServerInterface interface {
 	// SetBalloon Ask the guest for memory, or give it back
 	// (PUT /v1/vm/balloon)
 	SetBalloon(w http.ResponseWriter, r *http.Request)
+	// SetConsoleSize Tell the guest the size of the terminal, where its console can
+	// (PUT /v1/vm/console-size)
+	SetConsoleSize(w http.ResponseWriter, r *http.Request)
 	// ListForwards Host ports that lead into the guest
 	// (GET /v1/vm/forwards)
 	ListForwards(w http.ResponseWriter, r *http.Request)
@@ -2107,6 +2317,20 @@ func (siw *ServerInterfaceWrapper) SetBalloon(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.SetBalloon(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetConsoleSize operation middleware
+func (siw *ServerInterfaceWrapper) SetConsoleSize(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetConsoleSize(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2343,6 +2567,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/kill", wrapper.Kill)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/balloon", wrapper.GetBalloon)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/balloon", wrapper.SetBalloon)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/console-size", wrapper.SetConsoleSize)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/forwards", wrapper.ListForwards)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/metrics", wrapper.GetMetrics)
 
@@ -2484,6 +2709,39 @@ type SetBalloondefaultJSONResponse struct {
 }
 
 func (response SetBalloondefaultJSONResponse) VisitSetBalloonResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetConsoleSizeRequestObject struct {
+	Body *SetConsoleSizeJSONRequestBody
+}
+
+type SetConsoleSizeResponseObject interface {
+	VisitSetConsoleSizeResponse(w http.ResponseWriter) error
+}
+
+type SetConsoleSize204Response struct {
+}
+
+func (response SetConsoleSize204Response) VisitSetConsoleSizeResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type SetConsoleSizedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response SetConsoleSizedefaultJSONResponse) VisitSetConsoleSizeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2746,6 +3004,9 @@ type StrictServerInterface interface {
 	// SetBalloon Ask the guest for memory, or give it back
 	// (PUT /v1/vm/balloon)
 	SetBalloon(ctx context.Context, request SetBalloonRequestObject) (SetBalloonResponseObject, error)
+	// SetConsoleSize Tell the guest the size of the terminal, where its console can
+	// (PUT /v1/vm/console-size)
+	SetConsoleSize(ctx context.Context, request SetConsoleSizeRequestObject) (SetConsoleSizeResponseObject, error)
 	// ListForwards Host ports that lead into the guest
 	// (GET /v1/vm/forwards)
 	ListForwards(ctx context.Context, request ListForwardsRequestObject) (ListForwardsResponseObject, error)
@@ -2904,6 +3165,37 @@ func (sh *strictHandler) SetBalloon(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SetBalloonResponseObject); ok {
 		if err := validResponse.VisitSetBalloonResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetConsoleSize operation middleware
+func (sh *strictHandler) SetConsoleSize(w http.ResponseWriter, r *http.Request) {
+	var request SetConsoleSizeRequestObject
+
+	var body SetConsoleSizeJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetConsoleSize(ctx, request.(SetConsoleSizeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetConsoleSize")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetConsoleSizeResponseObject); ok {
+		if err := validResponse.VisitSetConsoleSizeResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

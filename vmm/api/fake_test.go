@@ -100,3 +100,7 @@ func serve(t *testing.T, m Machine) (*Server, string) {
 	t.Cleanup(func() { _ = s.Close() })
 	return s, path
 }
+
+func (f *fakeMachine) ConsoleResize(columns, rows uint16) {
+	_ = f.call("resize %dx%d", columns, rows)
+}

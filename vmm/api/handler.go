@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"strings"
 	"time"
 )
 
@@ -70,16 +71,18 @@ func (rt *router) noRoute(r *http.Request) *RequestError {
 	return &RequestError{http.StatusNotFound, Error{Code: NotFound, Message: "there is nothing at this path", Hint: "see openapi.yaml"}}
 }
 
-// bodyFields names the one field of each request that has a body, and whether
-// the body must be there.
-func bodyFields(urlPath string) (field string, required bool) {
+// bodyFields names the fields of each request that has a body, and whether the
+// body must be there.
+func bodyFields(urlPath string) (fields []string, required bool) {
 	switch urlPath {
 	case "/v1/vm/stop":
-		return "grace_ms", false
+		return []string{"grace_ms"}, false
 	case "/v1/vm/balloon":
-		return "target_bytes", true
+		return []string{"target_bytes"}, true
+	case "/v1/vm/console-size":
+		return []string{"columns", "rows"}, true
 	}
-	return "", false
+	return nil, false
 }
 
 // checkBody bounds the body, and accepts exactly the object that the
@@ -90,8 +93,8 @@ func checkBody(w http.ResponseWriter, r *http.Request) *RequestError {
 		return badRequest(fmt.Sprintf("send at most %d bytes", maxBodyBytes), "the body cannot be read: %s", oneLine(err))
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	field, required := bodyFields(r.URL.Path)
-	if r.Method != http.MethodPut || field == "" {
+	names, required := bodyFields(r.URL.Path)
+	if r.Method != http.MethodPut || len(names) == 0 {
 		if len(body) > 0 {
 			return badRequest("send none", "this request takes no body")
 		}
@@ -100,13 +103,19 @@ func checkBody(w http.ResponseWriter, r *http.Request) *RequestError {
 	if len(body) == 0 && !required {
 		return nil
 	}
+	hint := fmt.Sprintf(`send {"%s": NUMBER}`, strings.Join(names, `": NUMBER, "`))
 	var fields map[string]*uint64
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	if err := decoder.Decode(&fields); err != nil || decoder.More() {
-		return badRequest(fmt.Sprintf(`send {"%s": NUMBER}`, field), "the body is not an object with one number")
+		return badRequest(hint, "the body is not an object of numbers")
 	}
-	if len(fields) != 1 || fields[field] == nil {
-		return badRequest(fmt.Sprintf(`send {"%s": NUMBER}`, field), "the body has other fields than %s", field)
+	for _, name := range names {
+		if fields[name] == nil {
+			return badRequest(hint, "the body lacks %s", name)
+		}
+	}
+	if len(fields) != len(names) {
+		return badRequest(hint, "the body has other fields than %s", strings.Join(names, " and "))
 	}
 	return nil
 }
@@ -190,6 +199,11 @@ func (o *operations) SetBalloon(_ context.Context, request SetBalloonRequestObje
 		return nil, badRequest("leave the guest some", "target_bytes %d is more than the machine's %d", target, memory)
 	}
 	return SetBalloon204Response{}, o.machine.SetBalloon(target)
+}
+
+func (o *operations) SetConsoleSize(_ context.Context, request SetConsoleSizeRequestObject) (SetConsoleSizeResponseObject, error) {
+	o.machine.ConsoleResize(request.Body.Columns, request.Body.Rows)
+	return SetConsoleSize204Response{}, nil
 }
 
 func (o *operations) ListForwards(context.Context, ListForwardsRequestObject) (ListForwardsResponseObject, error) {

@@ -30,4 +30,7 @@ type Machine interface {
 	Balloon() (Balloon, error)
 	SetBalloon(bytes uint64) error
 	Forwards() []Forward
+	// ConsoleResize tells the guest the size of the terminal, in characters,
+	// if its console has a way to.
+	ConsoleResize(columns, rows uint16)
 }

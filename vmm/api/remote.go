@@ -163,6 +163,15 @@ func (r *Remote) SetBalloon(ctx context.Context, bytes uint64) error {
 	return done(response.StatusCode(), response.JSONDefault)
 }
 
+// ResizeConsole tells the guest the size of the terminal, in characters.
+func (r *Remote) ResizeConsole(ctx context.Context, columns, rows uint16) error {
+	response, err := r.client.SetConsoleSizeWithResponse(ctx, ConsoleSize{Columns: columns, Rows: rows})
+	if err != nil {
+		return err
+	}
+	return done(response.StatusCode(), response.JSONDefault)
+}
+
 // done accepts an answer without a body.
 func done(status int, body *Error) error {
 	if status == http.StatusNoContent || status == http.StatusAccepted {

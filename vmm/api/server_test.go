@@ -51,12 +51,13 @@ func TestRemote(t *testing.T) {
 	m.calls = nil
 	for _, f := range []func(context.Context) error{r.Pause, r.Resume, r.PowerButton,
 		func(ctx context.Context) error { return r.SetBalloon(ctx, 4096) },
+		func(ctx context.Context) error { return r.ResizeConsole(ctx, 80, 25) },
 	} {
 		if err := f(ctx); err != nil {
 			t.Error(err)
 		}
 	}
-	if diff := cmp.Diff([]string{"pause", "resume", "power-button", "set-balloon 4096"}, m.calls); diff != "" {
+	if diff := cmp.Diff([]string{"pause", "resume", "power-button", "set-balloon 4096", "resize 80x25"}, m.calls); diff != "" {
 		t.Error(diff)
 	}
 	if err := s.Close(); err != nil {

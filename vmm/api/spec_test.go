@@ -76,7 +76,7 @@ func checkResponse(t testing.TB, router routers.Router, method, path string, w *
 // machine succeeds and when it fails, and validates what comes back.
 func TestResponsesFitSpec(t *testing.T) {
 	spec, router := loadSpec(t)
-	bodies := map[string]string{"setBalloon": `{"target_bytes": 4096}`, "stop": `{"grace_ms": 10}`}
+	bodies := map[string]string{"setBalloon": `{"target_bytes": 4096}`, "stop": `{"grace_ms": 10}`, "setConsoleSize": `{"columns": 80, "rows": 25}`}
 	for _, fail := range []error{nil, ErrWrongState, ErrNotSupported, io.ErrUnexpectedEOF} {
 		m := newFake()
 		m.fail = fail
@@ -114,6 +114,8 @@ func TestBadRequests(t *testing.T) {
 		{"PUT", "/v1/vm/stop", `{"grace_ms": 3600001}`, 400},
 		{"PUT", "/v1/vm/stop", `{"grace_ms": 1e400}`, 400},
 		{"PUT", "/v1/vm/stop", `[]`, 400},
+		{"PUT", "/v1/vm/console-size", `{"columns": 80}`, 400},
+		{"PUT", "/v1/vm/console-size", `{"columns": 80, "rows": 65536}`, 400},
 		{"PUT", "/v1/vm/pause", `{}`, 400},
 		{"GET", "/v1/vm", `{}`, 400},
 		{"GET", "/v1/vm/pause", "", 405},
@@ -175,7 +177,7 @@ func TestMetricsFormat(t *testing.T) {
 func FuzzHandler(f *testing.F) {
 	for _, seed := range [][3]string{
 		{"GET", "/v1/vm", ""}, {"PUT", "/v1/vm/stop", `{"grace_ms": 5}`}, {"PUT", "/v1/vm/balloon", `{"target_bytes": 1e3}`},
-		{"PUT", "/v1/vm/pause", ""}, {"DELETE", "/metrics", "x"}, {"GET", "//v1//vm", ""}, {"GET", "/v1/vm/forwards?x=%zz", ""},
+		{"PUT", "/v1/vm/pause", ""}, {"PUT", "/v1/vm/console-size", `{"columns": 1, "rows": 2}`}, {"DELETE", "/metrics", "x"}, {"GET", "//v1//vm", ""}, {"GET", "/v1/vm/forwards?x=%zz", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2])
 	}

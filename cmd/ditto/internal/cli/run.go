@@ -41,7 +41,7 @@ a list given by flags replaces the list of the file.
 
 DISK is PATH[,readonly][,serial=S][,cache=MODE][,queues=N]; a comma in the path
 is written twice. MODE is writeback (the host caches, flushes are kept), none
-(the host does not cache) or unsafe (flushes are ignored).
+(the host does not cache) or writethrough (every write is stable at once).
 
 NET is user (NAT, no privileges), tap[,tap=NAME][,bridge=NAME], socket,path=PATH
 (a peer such as passt) or none; with ,mac=ADDRESS and ,mtu=BYTES.
