@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"ditto.vm/images/cache"
@@ -96,13 +97,19 @@ func (o *Options) bootstrap(ctx context.Context, archive *debian.Archive, root s
 		"--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		debian.Codename, root, archive.SourcesPath())
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "SOURCE_DATE_EPOCH="+sourceDate)
-	// mmdebstrap cleans up (unmounts, kills) on SIGTERM; SIGKILL would leave
-	// its mounts.
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 30 * time.Second
+	// In a mount namespace of its own whatever it mounts goes with it, even when
+	// it is killed, and removing the folder never reaches into /dev or /proc.
+	// The process group is for stopping it together with apt and dpkg.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if err != nil && cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of it
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
