@@ -97,7 +97,8 @@ func (m *fakeMachine) SetBalloon(bytes uint64) error {
 	m.balloon = bytes
 	return nil
 }
-func (m *fakeMachine) Forwards() []api.Forward { return nil }
+func (m *fakeMachine) Forwards() []api.Forward   { return nil }
+func (m *fakeMachine) ConsoleResize(_, _ uint16) {}
 
 // host is a place to run commands in.
 type host struct {

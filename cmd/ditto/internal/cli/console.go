@@ -73,6 +73,13 @@ func (e *Env) attach(ctx context.Context, vm registry.VM, out io.Writer) (termin
 	interactive := isTerminal(e.Stdin)
 	return terminal.Session{
 		Stdin: e.Stdin, Stdout: out, Notice: e.Stderr, Keys: interactive,
+		Resize: func(columns, rows uint16) {
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			defer cancel()
+			// A guest that was not told shows text in the wrong places; that
+			// is no reason to end the session.
+			_ = remote.ResizeConsole(ctx, columns, rows)
+		},
 		Stop: func(times int) {
 			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 			defer cancel()

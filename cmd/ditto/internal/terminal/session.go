@@ -32,6 +32,9 @@ type Session struct {
 	Notice io.Writer
 	// Stop is called for Ctrl-a x, with how often it was pressed before.
 	Stop func(times int)
+	// Resize is called with the terminal's size at the start and whenever it
+	// changes. It may be nil.
+	Resize func(columns, rows uint16)
 	// Keys tells whether Ctrl-a commands are understood. They are when Stdin
 	// is a terminal.
 	Keys bool
@@ -60,6 +63,11 @@ func (s Session) Run(ctx context.Context, console net.Conn) (Result, error) {
 	}
 	defer wakeRead.Close()
 
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, unix.SIGWINCH)
+	defer signal.Stop(resized)
+	s.resize()
+
 	typed := make(chan error, 1)
 	go func() { typed <- s.pumpKeys(wakeRead, console) }()
 	shown := make(chan error, 1)
@@ -84,6 +92,8 @@ func (s Session) Run(ctx context.Context, console net.Conn) (Result, error) {
 		case err := <-shown:
 			shown <- nil
 			failure, waiting = err, false
+		case <-resized:
+			s.resize()
 		case <-ctx.Done():
 			result, failure, waiting = Detached, ctx.Err(), false
 		}
@@ -126,6 +136,18 @@ func (s Session) pumpKeys(wake *os.File, console io.Writer) error {
 		}
 		return nil
 	})
+}
+
+// resize reports the size of the terminal, if there is one.
+func (s Session) resize() {
+	if s.Resize == nil {
+		return
+	}
+	columns, rows, err := term.GetSize(int(s.Stdin.Fd()))
+	if err != nil || columns <= 0 || rows <= 0 || columns > 0xffff || rows > 0xffff {
+		return
+	}
+	s.Resize(uint16(columns), uint16(rows))
 }
 
 func (s Session) notify(text string) {

@@ -120,13 +120,17 @@ func TestSession(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			raw := make(chan struct{})
+			if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: 90, Row: 30}); err != nil {
+				t.Fatal(err)
+			}
+			var columns, rows uint16
 			s := Session{Stdin: tty, Stdout: writerFunc(func(p []byte) (int, error) {
 				if s := termios(t, tty); s.Lflag&unix.ICANON != 0 {
 					t.Error("the terminal is not raw")
 				}
 				close(raw)
 				return out.Write(p)
-			}), Notice: &notice, Keys: true, Stop: func(times int) {
+			}), Notice: &notice, Keys: true, Resize: func(c, r uint16) { columns, rows = c, r }, Stop: func(times int) {
 				if times != quits {
 					t.Errorf("told %d, want %d", times, quits)
 				}
@@ -145,6 +149,9 @@ func TestSession(t *testing.T) {
 			<-done
 			if after := termios(t, tty); after != before {
 				t.Errorf("the terminal was not restored:\n%+v\n%+v", before, after)
+			}
+			if columns != 90 || rows != 30 {
+				t.Errorf("size %dx%d", columns, rows)
 			}
 			if out.String() != "hello" || quits != test.quits {
 				t.Errorf("shown %q, %d quits", out.String(), quits)

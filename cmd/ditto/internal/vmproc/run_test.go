@@ -102,6 +102,7 @@ func (m *fakeMachine) Kill() {
 func (m *fakeMachine) Balloon() (api.Balloon, error) { return api.Balloon{}, api.ErrNotSupported }
 func (m *fakeMachine) SetBalloon(uint64) error       { return api.ErrNotSupported }
 func (m *fakeMachine) Forwards() []api.Forward       { return nil }
+func (m *fakeMachine) ConsoleResize(_, _ uint16)     {}
 
 func newRegistry(t *testing.T) *registry.Registry {
 	t.Helper()

@@ -13,7 +13,7 @@ import (
 
 // BuildVM is the [Builder] of real machines.
 func BuildVM(ctx context.Context, cfg config.Config, s Surroundings) (Machine, error) {
-	m, err := vmm.New(ctx, cfg, vmm.Options{Log: s.Log, Console: s.Console})
+	m, err := vmm.New(ctx, cfg, vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}})
 	if err != nil {
 		return nil, err
 	}
