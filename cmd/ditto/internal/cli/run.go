@@ -155,19 +155,51 @@ func (e *Env) runAttached(ctx context.Context, job childJob) error {
 		return err
 	}
 	out, filter := e.output(job.Command)
+	shown := &counter{out: out}
 	if vm, err := r.Find(child.name); err == nil {
-		result, err := e.attach(ctx, vm, out)
+		result, err := e.attach(ctx, vm, shown)
 		switch {
-		case err != nil:
+		case err != nil && shown.n > 0:
 			return err
-		case result == terminal.Detached:
+		case err == nil && result == terminal.Detached:
 			e.notice("detached; ditto console %s brings it back", child.name)
 			return nil
+		}
+	}
+	if shown.n == 0 {
+		// It ended before the terminal was joined; the log has all it said.
+		if err := copyFile(out, r.LogPath(child.name)); err != nil {
+			return err
 		}
 	}
 	// The process has flushed its disks and written how it ended.
 	child.wait()
 	return e.explain(lastCode(r, child.name), filter)
+}
+
+// counter counts what is written to out.
+type counter struct {
+	out io.Writer
+	n   int
+}
+
+// Write writes p to out.
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.out.Write(p)
+	c.n += n
+	return n, err
+}
+
+func copyFile(out io.Writer, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(out, f); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	return nil
 }
 
 // output returns where the console goes: to standard output, through a filter

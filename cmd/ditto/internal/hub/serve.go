@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 )
 
 // Listen makes the unix socket at path, which only its user may open.
@@ -38,13 +39,15 @@ func (h *Hub) Serve(l net.Listener, input func([]byte)) {
 func (h *Hub) attach(c net.Conn, input func([]byte)) {
 	h.mu.Lock()
 	full := len(h.conns) >= maxConnections
-	if full || h.closed {
+	if full {
 		h.mu.Unlock()
-		if full {
-			_, _ = fmt.Fprintf(c, "[ditto: %d terminals are attached already: detach one]\r\n", maxConnections)
-		}
+		_, _ = fmt.Fprintf(c, "[ditto: %d terminals are attached already: detach one]\r\n", maxConnections)
 		_ = c.Close()
 		return
+	}
+	if h.closed {
+		// It gets the last words, if it takes them now.
+		_ = c.SetWriteDeadline(time.Now().Add(StallLimit))
 	}
 	h.conns[c] = struct{}{}
 	h.mu.Unlock()
