@@ -40,7 +40,7 @@ unit: ## run the tests that need no Linux guest, with small counts
 	$(if $(wildcard /dev/kvm),DITTO_REQUIRE_KVM=1) $(GO) test ./...
 
 lab-test: ## run the tests that need Linux guests, in one emulated host
-	DITTO_LAB_BOOT=1 $(GO) test -count=1 -run '^TestBoot' ./internal/lab
+	$(GO) run ./cmd/ditto-lab prepare
 	$(GO) run ./cmd/ditto-lab test $(ARGS)
 
 prove: setup ## run the proofs of docs/proofs.md with full counts; resumes

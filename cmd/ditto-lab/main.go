@@ -49,7 +49,7 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 		code, err = f.run(argv, stdin, stdout, stderr)
 		return err
 	})
-	cmd.AddCommand(newTestCommand(stdout, stderr), newProveCommand(stdout, stderr))
+	cmd.AddCommand(newTestCommand(stdout, stderr), newProveCommand(stdout, stderr), newPrepareCommand(stderr))
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)

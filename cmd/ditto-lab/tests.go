@@ -34,10 +34,7 @@ It must be run inside the source tree.`,
 		RunE: func(_ *cobra.Command, pkgs []string) error {
 			list := labrun.LabPackages()
 			if len(pkgs) > 0 {
-				list = nil
-			}
-			for _, path := range pkgs {
-				list = append(list, labrun.LabPackage{Path: path})
+				list = labrun.Select(pkgs)
 			}
 			return f.with(stdout, stderr, func(ctx context.Context, r *labrun.Runner) error {
 				return r.Batch(ctx, list)

@@ -16,17 +16,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"ditto.vm/internal/labtest"
 )
-
-// envBoot allows these tests to boot labs: it takes seconds and much memory.
-const envBoot = "DITTO_LAB_BOOT"
-
-func needBoot(t *testing.T) {
-	t.Helper()
-	if os.Getenv(envBoot) != "1" {
-		t.Skip("boots an emulated host; try: make lab-test, or set " + envBoot + "=1")
-	}
-}
 
 // startLab boots a lab and checks, when it is closed, that nothing is left.
 func startLab(t *testing.T, o Options) *Lab {
@@ -54,7 +46,7 @@ func startLab(t *testing.T, o Options) *Lab {
 }
 
 func TestBoot(t *testing.T) {
-	needBoot(t)
+	labtest.NeedBoot(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	t.Run("lab", func(t *testing.T) {
 		l := startLab(t, Options{MemoryMiB: 4096})
@@ -252,7 +244,7 @@ func testSurvivors(t *testing.T, l *Lab) {
 // TestBootPowerCut shows what a power cut keeps: what was flushed is there,
 // what lay in the lab's page cache is not.
 func TestBootPowerCut(t *testing.T) {
-	needBoot(t)
+	labtest.NeedBoot(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
@@ -290,7 +282,7 @@ func TestBootPowerCut(t *testing.T) {
 // TestBootCloseUnmounts shows that an orderly end leaves the caller's disks
 // clean.
 func TestBootCloseUnmounts(t *testing.T) {
-	needBoot(t)
+	labtest.NeedBoot(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	f, err := os.Create(disk)
 	if err != nil {
@@ -320,7 +312,7 @@ func TestBootCloseUnmounts(t *testing.T) {
 }
 
 func TestBootFailureShowsConsole(t *testing.T) {
-	needBoot(t)
+	labtest.NeedBoot(t)
 	l, err := Start(t.Context(), Options{MemoryMiB: 1024, Append: "rdinit=/nothing init=/nothing root=/dev/nothing"})
 	if err == nil {
 		_ = l.Close()

@@ -95,7 +95,12 @@ func TestCheck(t *testing.T) {
 func TestTargetsExist(t *testing.T) {
 	t.Chdir("../..")
 	listed := map[string]bool{}
+	inLab := false
 	for _, lp := range LabPackages() {
+		if lp.Boots && inLab {
+			t.Errorf("%s boots labs while another one runs: list it first", lp.Path)
+		}
+		inLab = inLab || !lp.Boots
 		pkgs, err := listPackages(t.Context(), lp.Path)
 		if err != nil || len(pkgs) != 1 {
 			t.Fatalf("%s is %d packages with tests, %v; want 1", lp.Path, len(pkgs), err)
@@ -113,7 +118,7 @@ func TestTargetsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asks := regexp.MustCompile(`labtest\.Need\(|\brequireLinux\(`)
+	asks := regexp.MustCompile(`labtest\.Need(Boot)?\(|\brequireLinux\(`)
 	for _, p := range all {
 		if !listed[p.ImportPath] && len(find(t, p, asks)) > 0 {
 			t.Errorf("%s has tests for the lab but is not listed in targets.go: they would never run", p.ImportPath)
@@ -154,6 +159,14 @@ func find(t *testing.T, p testPackage, re *regexp.Regexp) []string {
 		}
 	}
 	return found
+}
+
+func TestSelect(t *testing.T) {
+	got := Select([]string{"internal/lab", "./brandnew"})
+	want := []LabPackage{{Path: "./internal/lab", Run: BootRun, Boots: true}, {Path: "./brandnew"}}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("Select (-want +got):\n%s", diff)
+	}
 }
 
 func TestState(t *testing.T) {

@@ -48,6 +48,9 @@ type target struct {
 func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 	var targets []target
 	for _, lp := range list {
+		if lp.Boots && r.Native {
+			continue
+		}
 		pkgs, err := listPackages(ctx, lp.Path)
 		if err != nil {
 			return err
@@ -60,7 +63,11 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 		}
 		run := cmp.Or(r.Run, lp.Run, LabRun)
 		for _, p := range pkgs {
-			targets = append(targets, target{pkg: p, args: []string{"-test.run=" + run}, where: InLab, timeout: r.Timeout})
+			t := target{pkg: p, args: []string{"-test.run=" + run}, where: InLab, timeout: r.Timeout}
+			if lp.Boots {
+				t.where, t.env = Native, []string{labtest.EnvBoot + "=1"}
+			}
+			targets = append(targets, t)
 		}
 	}
 	var failed error

@@ -1,24 +1,54 @@
 package labrun
 
-import "time"
+import (
+	"path/filepath"
+	"time"
+)
 
-// LabRun is the pattern of the tests that run in the lab unless something else
-// is said: by convention they are called TestLab... or TestLinux...
-const LabRun = "^Test(Lab|Linux)"
+// Patterns of test names, by convention.
+const (
+	// LabRun finds the tests that run in the lab.
+	LabRun = "^Test(Lab|Linux)"
+	// BootRun finds the tests that boot labs themselves.
+	BootRun = "^TestBoot"
+)
 
 // LabPackage is a package that has tests for the lab (see internal/labtest).
 type LabPackage struct {
 	Path string
 	Run  string // pattern of test names; "" means LabRun
+	// Boots says that the tests boot labs themselves: they run on this machine,
+	// while no other lab is running, and not at all where none is needed.
+	Boots bool
 }
 
-// LabPackages returns the lab batch of `make test`.
+// LabPackages returns the lab batch of `make test`. Those that boot labs come
+// first.
 func LabPackages() []LabPackage {
 	return []LabPackage{
+		{Path: "./internal/lab", Run: BootRun, Boots: true},
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: "."}, // every ioctl, on a KVM with nested paging
 		{Path: "./vmm"},
 	}
+}
+
+// Select returns the entries of the list for the given packages. One that is
+// not listed is taken with its lab tests.
+func Select(paths []string) []LabPackage {
+	var list []LabPackage
+	for _, path := range paths {
+		found := false
+		for _, lp := range LabPackages() {
+			if filepath.Clean(lp.Path) == filepath.Clean(path) {
+				list, found = append(list, lp), true
+			}
+		}
+		if !found {
+			list = append(list, LabPackage{Path: path})
+		}
+	}
+	return list
 }
 
 // Where tells on which machine a target runs.

@@ -23,6 +23,8 @@ const (
 	EnvLinuxKVM = "DITTO_KVM_LINUX"
 	// EnvRequireKVM turns skips for want of KVM into failures.
 	EnvRequireKVM = "DITTO_REQUIRE_KVM"
+	// EnvBoot is "1" where tests may boot emulated hosts themselves.
+	EnvBoot = "DITTO_LAB_BOOT"
 	// EnvProve asks for full counts instead of small ones.
 	EnvProve = "DITTO_PROVE"
 	// EnvBin is the folder that holds the built commands (ditto, ditto-netd).
@@ -43,6 +45,15 @@ func Need(t testing.TB) {
 	}
 	const cure = "needs a KVM that runs Linux; try: make lab-test, or go run ./cmd/ditto-lab test ./PACKAGE"
 	t.Skip(cure)
+}
+
+// NeedBoot skips a test that boots emulated hosts itself, which takes long and
+// much memory, unless that was asked for. Such a test is called TestBoot...
+func NeedBoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(EnvBoot) != "1" {
+		t.Skip("boots an emulated host; try: make lab-test, or set " + EnvBoot + "=1")
+	}
 }
 
 // Count returns the full count when proving and the small one otherwise.
