@@ -107,6 +107,15 @@ func (o Options) cacheDir() string {
 	return cache.Dir()
 }
 
+// release names the kernel as uname -r does; its modules lie in a folder of
+// that name.
+func (o Options) release() string {
+	if o.Kernel.Version == "" && o.Kernel.ModulesDir != "" {
+		return filepath.Base(o.Kernel.ModulesDir)
+	}
+	return o.Kernel.Version
+}
+
 func (o Options) commands() []string {
 	if o.Commands != nil {
 		return o.Commands

@@ -42,7 +42,7 @@ func (o Options) assemble(tmp, commands, initPath string) error {
 	if err != nil {
 		return err
 	}
-	img := Image{SizeBytes: size, Release: o.Kernel.Version}
+	img := Image{SizeBytes: size, Release: o.release()}
 	for _, m := range mods {
 		img.Modules = append(img.Modules, m.name)
 	}
@@ -70,7 +70,7 @@ func (o Options) ownRecords(mods []packedModule, initPath string) ([]cpio.Record
 		rs = append(rs, cpio.Symlink("sbin/"+name, "/init"))
 	}
 	if o.Kernel.ModulesDir != "" {
-		dir := path.Join("lib/modules", o.Kernel.Version)
+		dir := path.Join("lib/modules", o.release())
 		rs = append(rs,
 			cpio.StaticFile(dir+"/modules.dep", modulesDep(mods), 0o644),
 			cpio.StaticFile(dir+"/modules.alias", modulesAlias(mods), 0o644),
