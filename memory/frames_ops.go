@@ -75,6 +75,10 @@ func (f *Frames) Collapse(gpa GPA, fill int) error {
 	return nil
 }
 
+// collapseTries: a page counts as busy for a moment after it was read, written or
+// split, while another core keeps it in a list of its own.
+const collapseTries = 5
+
 func (f *Frames) collapse(gpa GPA, fill int) error {
 	region, n, err := f.locate(gpa)
 	if err != nil {
@@ -101,7 +105,12 @@ func (f *Frames) collapse(gpa GPA, fill int) error {
 			return err
 		}
 	}
-	err = collapseError(unix.Madvise(mem, unix.MADV_COLLAPSE))
+	for range collapseTries {
+		err = collapseError(unix.Madvise(mem, unix.MADV_COLLAPSE))
+		if !errors.Is(err, ErrFrameBusy) {
+			break
+		}
+	}
 	return errors.Join(err, f.refresh(region, n, n+1))
 }
 

@@ -28,7 +28,8 @@ type wpAsync struct {
 	mu    sync.Mutex // guards what follows, and orders arming and scanning
 	fault *userfault
 	pages *pagemap
-	runs  []hostRun // scratch of Collect
+	// Scratch of Collect: where to look closely, and what to arm.
+	maybe, runs []hostRun
 }
 
 // hostRun is a run of host addresses, with whether huge pages map it.
@@ -37,10 +38,10 @@ type hostRun struct {
 	huge       bool
 }
 
-// rearmGap is the largest gap between two written runs, in bytes, that one
-// arming call covers. A call costs some microseconds and a TLB flush; covering
-// a gap costs a fault of the guest for each page of it that is used later.
-const rearmGap = 32 * PageSize
+// joinGap is the largest gap between two runs, in bytes, that one call covers. A
+// call that arms costs some microseconds and a TLB flush; covering a gap costs a
+// fault of the guest for each page of it that is used later.
+const joinGap = 32 * PageSize
 
 // writtenPages asks for pages that are populated, not armed, and neither the
 // zero page nor still the file's.
@@ -52,6 +53,13 @@ func writtenPages(flags uint64) scanQuery {
 		anyOf:    pageIsPresent | pageIsSwapped,
 		ret:      pageIsHuge,
 	}
+}
+
+// maybeWritten asks for pages that are not armed, holes among them. The kernel
+// answers this very question by the page table entries alone; any other makes it
+// look at the page behind each entry, which is some times slower.
+func maybeWritten() scanQuery {
+	return scanQuery{flags: scanCheckWPAsync, mask: pageIsWritten, ret: pageIsWritten}
 }
 
 // openWPAsync registers all of guest memory.
@@ -123,17 +131,25 @@ func (t *wpAsync) Collect(r Range, into *PageSet, mode CollectMode) error {
 }
 
 func (t *wpAsync) collect(p part, into *PageSet, mode CollectMode) error {
-	t.runs = t.runs[:0]
-	start, end := p.hva(p.Start), p.hva(p.End())
-	err := t.pages.scan(start, end, writtenPages(0), func(start, end uintptr, categories uint64) {
-		into.Add(p.gpa(start), uint64(end-start))
-		if mode != Peek {
-			t.addRun(hostRun{start, end, categories&pageIsHuge != 0 && t.breakable()}, mode)
-		}
+	t.maybe, t.runs = t.maybe[:0], t.runs[:0]
+	err := t.pages.scan(p.hva(p.Start), p.hva(p.End()), maybeWritten(), func(start, end uintptr, _ uint64) {
+		t.maybe = appendRun(t.maybe, hostRun{start: start, end: end})
 	})
 	if err != nil {
 		into.Add(p.Start, p.Size)
 		return err
+	}
+	for _, m := range t.maybe {
+		err := t.pages.scan(m.start, m.end, writtenPages(0), func(start, end uintptr, categories uint64) {
+			into.Add(p.gpa(start), uint64(end-start))
+			if mode != Peek {
+				t.rearm(hostRun{start, end, categories&pageIsHuge != 0 && t.breakable()}, mode)
+			}
+		})
+		if err != nil {
+			into.Add(p.Start, p.Size)
+			return err
+		}
 	}
 	for _, run := range t.runs {
 		err := t.pages.scan(run.start, run.end, writtenPages(scanWPMatching), func(start, end uintptr, _ uint64) {
@@ -154,10 +170,9 @@ func (t *wpAsync) breakable() bool {
 	return t.space.config.HugePages == HugePagesTHP || t.space.config.HugePages == HugePagesOff
 }
 
-// addRun notes a written run for arming, joined with the one before when they
-// are close. Only whole huge pages may be armed: a huge run that the range's
-// border cuts stays as it is.
-func (t *wpAsync) addRun(run hostRun, mode CollectMode) {
+// rearm notes a written run for arming. Only whole huge pages may be armed: a
+// huge run that the range's border cuts stays as it is.
+func (t *wpAsync) rearm(run hostRun, mode CollectMode) {
 	if run.huge {
 		if mode == RearmSmall {
 			return
@@ -168,11 +183,17 @@ func (t *wpAsync) addRun(run hostRun, mode CollectMode) {
 			return
 		}
 	}
-	if n := len(t.runs); n > 0 && t.runs[n-1].huge == run.huge && run.start-t.runs[n-1].end <= rearmGap {
-		t.runs[n-1].end = run.end
-		return
+	t.runs = appendRun(t.runs, run)
+}
+
+// appendRun adds a run behind the others, joined with the last when they are
+// close and mapped alike.
+func appendRun(runs []hostRun, run hostRun) []hostRun {
+	if n := len(runs); n > 0 && runs[n-1].huge == run.huge && run.start-runs[n-1].end <= joinGap {
+		runs[n-1].end = run.end
+		return runs
 	}
-	t.runs = append(t.runs, run)
+	return append(runs, run)
 }
 
 // Disarm lets all pages of r count as written.
