@@ -116,8 +116,8 @@ func (f *flags) run(argv []string, stdin *os.File, stdout, stderr io.Writer) (co
 	level := slog.LevelWarn
 	if f.verbose {
 		level = slog.LevelInfo
-		f.opts.Progress = textProgress{stderr}
 	}
+	f.opts.Progress = &textProgress{w: stderr}
 	f.opts.Disks = f.disks
 	f.opts.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 
@@ -171,11 +171,17 @@ func signalContext(parent context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { cancel(context.Canceled) }
 }
 
-// textProgress prints each step once, when it begins.
-type textProgress struct{ w io.Writer }
+// textProgress names each step once, when it begins: only what takes long is
+// reported, and mostly once in the life of a cache.
+type textProgress struct {
+	w    io.Writer
+	last string
+}
 
-func (p textProgress) Report(what string, fraction float64) {
-	if fraction == 1 {
-		_, _ = fmt.Fprintf(p.w, "ditto-lab: %s: done\n", what)
+func (p *textProgress) Report(what string, fraction float64) {
+	if what == p.last || fraction == 1 {
+		return
 	}
+	p.last = what
+	_, _ = fmt.Fprintf(p.w, "ditto-lab: %s\n", what)
 }

@@ -64,3 +64,16 @@ func TestBadCommandLine(t *testing.T) {
 		}
 	}
 }
+
+func TestProgressNamesStepsOnce(t *testing.T) {
+	var out bytes.Buffer
+	p := &textProgress{w: &out}
+	for _, f := range []float64{0, 0.5, 1} {
+		p.Report("fetch", f)
+	}
+	p.Report("unpack", 0)
+	p.Report("nothing to do", 1)
+	if want := "ditto-lab: fetch\nditto-lab: unpack\n"; out.String() != want {
+		t.Errorf("progress:\n%swant:\n%s", out.String(), want)
+	}
+}

@@ -92,7 +92,7 @@ func (f *testFlags) with(stdout, stderr io.Writer, fn func(context.Context, *lab
 		Run:     f.run,
 		Timeout: f.limit,
 	}
-	r.Lab.Progress = textProgress{stderr}
+	r.Lab.Progress = &textProgress{w: stderr}
 	defer func() {
 		if cerr := r.Close(); err == nil && cerr != nil {
 			err = cerr

@@ -9,16 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"ditto.vm/guest"
-	"ditto.vm/images/kernel"
-	"ditto.vm/images/rootfs"
-	"ditto.vm/images/uroot"
+	"ditto.vm/internal/material"
 	"ditto.vm/vmm/kvm"
 )
-
-// benchKernel is the kernel of every Linux guest: Debian's for clouds, with
-// virtio_pci and ext4 built in.
-const benchKernel = "6.12-cloud"
 
 // Prepare finds or makes what the benchmarks of names need. What cannot be had
 // is noted in Missing.
@@ -45,7 +38,7 @@ func (e *Env) Prepare(ctx context.Context, benchmarks []Benchmark, progress Prog
 	}
 	if needsDisk && e.RootDisk == "" {
 		progress("Debian root disk")
-		image, err := rootfs.Debian(ctx, rootfs.Options{Packages: []string{"fio", "iperf3", "iproute2"}})
+		image, err := material.Debian(ctx, nil)
 		if err != nil {
 			e.Missing["RootDisk"] = err.Error()
 		} else {
@@ -55,15 +48,11 @@ func (e *Env) Prepare(ctx context.Context, benchmarks []Benchmark, progress Prog
 }
 
 func (e *Env) prepareLinux(ctx context.Context) error {
-	k, err := kernel.NewStore("", nil).Ensure(ctx, benchKernel)
+	k, err := material.Kernel(ctx, material.CloudKernel, nil)
 	if err != nil {
 		return err
 	}
-	source, err := guest.InitSource()
-	if err != nil {
-		return err
-	}
-	image, err := uroot.Build(ctx, uroot.Options{Kernel: k, Init: source})
+	image, err := material.URoot(ctx, k)
 	if err != nil {
 		return err
 	}
