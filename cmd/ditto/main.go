@@ -10,4 +10,7 @@ import (
 
 //go:generate go run ./internal/gendocs ../../docs/cli
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+// version is set by the linker (make build).
+var version string
+
+func main() { os.Exit(cli.Main(version, os.Args[1:])) }

@@ -107,9 +107,8 @@ func tellInit(cfg *config.Config, interactive bool) {
 
 // plainWord tells whether s needs no quoting anywhere.
 func plainWord(s string) bool {
-	return s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
-	}) < 0
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
+	return s != "" && strings.Trim(s, plain) == ""
 }
 
 // shellQuote joins words so that a POSIX shell reads them as they are.

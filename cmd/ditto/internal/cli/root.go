@@ -31,11 +31,11 @@ type Env struct {
 }
 
 // Main runs the command line args (without the program's name) and returns the
-// exit code.
-func Main(args []string) int {
+// exit code. version may be empty.
+func Main(version string, args []string) int {
 	env := &Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Registry: registry.Open, Build: vmproc.BuildVM, Version: buildVersion(),
+		Registry: registry.Open, Build: vmproc.BuildVM, Version: buildVersion(version),
 	}
 	if len(args) == 1 && args[0] == vmProcessArg {
 		return env.childMain()

@@ -174,6 +174,9 @@ func (e *Env) runAttached(ctx context.Context, job childJob) error {
 	}
 	// The process has flushed its disks and written how it ended.
 	child.wait()
+	if last, err := r.LastExit(child.name); err == nil && last.Error == "" && last.Reason == "killed" {
+		e.notice("%s was killed", child.name)
+	}
 	return e.explain(lastCode(r, child.name), filter)
 }
 

@@ -17,14 +17,18 @@ type Version struct {
 	Platform string `json:"platform"`
 }
 
-// buildVersion reads what the Go tool recorded in the program.
-func buildVersion() Version {
+// buildVersion completes the version that the linker was told, if any, with what
+// the Go tool recorded in the program.
+func buildVersion(linked string) Version {
 	v := Version{Version: "devel", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v
 	}
-	if main := info.Main.Version; main != "" && main != "(devel)" {
+	switch main := info.Main.Version; {
+	case linked != "":
+		v.Version = linked
+	case main != "" && main != "(devel)":
 		v.Version = main
 	}
 	for _, s := range info.Settings {

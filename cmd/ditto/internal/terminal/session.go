@@ -68,43 +68,45 @@ func (s Session) Run(ctx context.Context, console net.Conn) (Result, error) {
 	defer signal.Stop(resized)
 	s.resize()
 
-	typed := make(chan error, 1)
-	go func() { typed <- s.pumpKeys(wakeRead, console) }()
-	shown := make(chan error, 1)
+	var typedErr, shownErr error // valid when typed and shown are closed
+	typed, shown := make(chan struct{}), make(chan struct{})
 	go func() {
-		_, err := io.Copy(s.Stdout, console)
-		shown <- err
+		defer close(typed)
+		typedErr = s.pumpKeys(wakeRead, console)
+	}()
+	go func() {
+		defer close(shown)
+		_, shownErr = io.Copy(s.Stdout, console)
+	}()
+	defer func() {
+		_ = console.Close()
+		_ = wakeWrite.Close()
+		<-shown
+		<-typed
 	}()
 
-	result := Ended
-	var failure error
-	typing := true
-	for waiting := true; waiting; {
+	for typing := typed; ; {
 		select {
-		case err := <-typed:
-			typing = false
-			if errors.Is(err, errDetach) {
-				result, waiting = Detached, false
-			} else if err != nil {
-				failure, waiting = err, false
+		case <-typing:
+			if errors.Is(typedErr, errDetach) {
+				return Detached, nil
 			}
-			// The end of the input is not the end of the session.
-		case err := <-shown:
-			shown <- nil
-			failure, waiting = err, false
+			if typedErr != nil {
+				return Ended, typedErr
+			}
+			typing = nil // the end of the input is not the end of the session
+		case <-shown:
+			if errors.Is(shownErr, unix.ECONNRESET) {
+				// The machine ended with keys that it had not read.
+				shownErr = nil
+			}
+			return Ended, shownErr
 		case <-resized:
 			s.resize()
 		case <-ctx.Done():
-			result, failure, waiting = Detached, ctx.Err(), false
+			return Detached, ctx.Err()
 		}
 	}
-	_ = console.Close()
-	_ = wakeWrite.Close()
-	<-shown
-	if typing {
-		<-typed
-	}
-	return result, failure
 }
 
 // pumpKeys sends what is typed to the guest until the input or the session ends.
