@@ -18,7 +18,7 @@ func newPrepareCommand(stderr io.Writer) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			ctx, cancel := signalContext(context.Background())
 			defer cancel()
-			return material.Prepare(ctx, textProgress{stderr})
+			return material.Prepare(ctx, &textProgress{w: stderr})
 		},
 	}
 }
