@@ -115,6 +115,11 @@ func (m *machine) load(c payload.MemWriterConfig) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	hz, err := m.vcpu.TSCKHz()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	p.TSCHz = 1000 * hz
 	loaded, err := p.Load(m.mem)
 	if err != nil {
 		m.t.Fatal(err)
