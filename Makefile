@@ -44,6 +44,7 @@ lab-test: ## run the tests that need Linux guests, in one emulated host
 	$(GO) run ./cmd/ditto-lab test $(ARGS)
 
 prove: setup ## run the proofs of docs/proofs.md with full counts; resumes
+	$(GO) run ./cmd/ditto-lab prepare
 	$(GO) run ./cmd/ditto-lab prove $(ARGS)
 
 check: ## check format, style, scripts and go.mod

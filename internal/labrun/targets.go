@@ -30,6 +30,7 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: "."}, // every ioctl, on a KVM with nested paging
 		{Path: "./vmm"},
+		{Path: "./internal/e2e"}, // Debian, directly and by kexec
 	}
 }
 
