@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"ditto.vm/images/kernel"
+	"ditto.vm/internal/labtest"
 	"ditto.vm/memory"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
@@ -39,7 +41,7 @@ func requireLinux(t testing.TB) {
 	if linux.OK {
 		return
 	}
-	if os.Getenv("DITTO_LAB") != "" {
+	if labtest.Inside() {
 		t.Fatal(linux.Reason)
 	}
 	t.Skipf("%s; try: make test, which runs this in the lab", linux.Reason)
@@ -346,4 +348,47 @@ echo TOUCHED; sleep 600`)
 		t.Errorf("%d MiB mapped with 2 MiB entries, %d MiB with 4 KiB ones", large>>20, small>>20)
 	}
 	t.Logf("%d MiB large, %d MiB small, resident %d bytes", large>>20, small>>20, stats.GuestResidentBytes)
+}
+
+// TestLinuxBootsLeaveNothing: descriptors, goroutines and memory are as before
+// after several Linux guests with devices, in one process.
+func TestLinuxBootsLeaveNothing(t *testing.T) {
+	requireLinux(t)
+	boots := labtest.Count(2, 10)
+	c := linuxConfig(t, "6.12-cloud", `head -c 1M /dev/vda | wc -c`, virtioModules...)
+	c.Disks = []config.Disk{{Path: testDisk(t, "disk", 4<<20)}}
+	c.RNG, c.Balloon.Enabled = true, true
+	boot := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), linuxTimeout)
+		defer cancel()
+		out := newConsole()
+		m, err := New(ctx, c, Options{Console: out})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := m.Wait(ctx); err != nil || exit.Reason != ExitPowerOff || !strings.Contains(out.String(), "1048576") {
+			t.Fatalf("exit %+v, %v:\n%s", exit, err, out)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boot() // whatever the runtime keeps for good
+	fds, goroutines, mapped := countFDs(t), runtime.NumGoroutine(), mappings(t)
+	for range boots {
+		boot()
+	}
+	if got := countFDs(t); got != fds {
+		t.Errorf("%d descriptors after %d boots, %d before", got, boots, fds)
+	}
+	if got := runtime.NumGoroutine(); got != goroutines {
+		t.Errorf("%d goroutines after %d boots, %d before", got, boots, goroutines)
+	}
+	if got := mappings(t); got >= mapped+4*boots {
+		t.Errorf("%d mappings after %d boots, %d before", got, boots, mapped)
+	}
+	labtest.Proof(t, "boots-linux", "%d boots, %d descriptors before and %d after, %d and %d goroutines", boots, fds, countFDs(t), goroutines, runtime.NumGoroutine())
 }

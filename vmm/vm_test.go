@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"ditto.vm/internal/labtest"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
@@ -29,7 +30,7 @@ func requireKVM(t testing.TB) {
 		_ = s.Close()
 		return
 	}
-	if os.Getenv("DITTO_REQUIRE_KVM") != "" {
+	if os.Getenv(labtest.EnvRequireKVM) != "" {
 		t.Fatal(err)
 	}
 	t.Skipf("%v; try: run as a member of the kvm group on a machine with KVM", err)
@@ -184,10 +185,7 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 // many guests.
 func TestBootsLeaveNothing(t *testing.T) {
 	requireKVM(t)
-	boots := 20
-	if os.Getenv("DITTO_PROVE") != "" {
-		boots = 200
-	}
+	boots := labtest.Count(20, 200)
 	boot := func() {
 		out := newConsole()
 		m, err := New(t.Context(), payloadConfig("hello"), Options{Console: out})
@@ -221,6 +219,7 @@ func TestBootsLeaveNothing(t *testing.T) {
 	if got := mappings(t); got >= mapped+boots {
 		t.Errorf("%d mappings after %d boots, %d before", got, boots, mapped)
 	}
+	labtest.Proof(t, "boots-native", "%d boots, %d descriptors before and %d after, %d and %d goroutines", boots, fds, countFDs(t), goroutines, runtime.NumGoroutine())
 }
 
 func countFDs(t *testing.T) int {
