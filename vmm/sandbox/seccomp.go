@@ -66,6 +66,8 @@ func limits(pid int) []limit {
 	return []limit{
 		// New threads, no new processes.
 		deny("clone", condition(0, seccomp.BitsNotSet, unix.CLONE_THREAD)),
+		// Nothing is opened for writing, even where landlock is missing.
+		deny("openat", condition(2, seccomp.BitsSet, unix.O_WRONLY|unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC)),
 		// No code beyond the program's own.
 		deny("mmap", exec),
 		deny("mprotect", exec),

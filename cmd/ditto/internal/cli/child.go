@@ -104,6 +104,10 @@ func (e *Env) startChild(ctx context.Context, job childJob) (*child, error) {
 		c.wait()
 		switch {
 		case ctx.Err() != nil:
+			// It was killed and could not clean up; looking for machines does.
+			if r, err := e.Registry(); err == nil {
+				_, _ = r.List()
+			}
 			return nil, ctx.Err()
 		case answer.Error != "":
 			return nil, exit.Errorf(answer.Code, "%s", answer.Error)
