@@ -191,7 +191,7 @@ func lookTool(name string) (string, error) {
 // buildInit builds the lab's process 1 from the source tree around the current
 // folder.
 func buildInit(ctx context.Context, path string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "ditto.vm/internal/lab/init")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", path, "ditto.vm/internal/lab/init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	out, err := cmd.CombinedOutput()
 	if err == nil {

@@ -50,12 +50,12 @@ func listPackages(ctx context.Context, patterns ...string) ([]testPackage, error
 // ditto does.
 func (p *testPackage) compile(ctx context.Context, dir string) error {
 	p.binary = filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(p.ImportPath, "ditto.vm/"), "/", "-")+".test")
-	return goTool(ctx, "test", "-c", "-vet=off", "-o", p.binary, p.ImportPath)
+	return goTool(ctx, "test", "-c", "-vet=off", "-buildvcs=false", "-o", p.binary, p.ImportPath)
 }
 
 // buildCommands builds the commands that tests run, for EnvBin.
 func buildCommands(ctx context.Context, dir string) error {
-	return goTool(ctx, "build", "-o", dir+string(filepath.Separator), "./cmd/...")
+	return goTool(ctx, "build", "-buildvcs=false", "-o", dir+string(filepath.Separator), "./cmd/...")
 }
 
 func goTool(ctx context.Context, args ...string) error {
