@@ -33,7 +33,7 @@ func openSource(cfg *config.Config, closers *closers) (bootSource, error) {
 	if spec, ok := strings.CutPrefix(cfg.Kernel, PayloadPrefix); ok {
 		program, err := payload.Parse(spec)
 		if err != nil {
-			return bootSource{}, fmt.Errorf("kernel %q: %w", cfg.Kernel, err)
+			return bootSource{}, fmt.Errorf("kernel %q: %w: %w", cfg.Kernel, boot.ErrNotKernel, err)
 		}
 		return bootSource{program: program}, nil
 	}

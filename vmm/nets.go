@@ -21,6 +21,19 @@ import (
 // netdStartTimeout bounds how long the user-mode network may take to be ready.
 const netdStartTimeout = 30 * time.Second
 
+// NetError is a network that could not be opened.
+type NetError struct {
+	Index int // among the configured networks
+	Mode  config.NetMode
+	Err   error
+}
+
+// Error implements error.
+func (e *NetError) Error() string { return fmt.Sprintf("net %d (%s): %v", e.Index, e.Mode, e.Err) }
+
+// Unwrap returns the cause.
+func (e *NetError) Unwrap() error { return e.Err }
+
 // network is one opened network, before it becomes a device.
 type network struct {
 	backend virtionet.Backend
@@ -45,7 +58,7 @@ func (m *VM) addNets(ctx context.Context, opts Options) error {
 	for i, n := range nets {
 		wg.Go(func() {
 			if opened[i], errs[i] = m.openNet(ctx, i, n, opts); errs[i] != nil {
-				errs[i] = fmt.Errorf("net %d (%s): %w", i, n.Mode, errs[i])
+				errs[i] = &NetError{Index: i, Mode: n.Mode, Err: errs[i]}
 			}
 		})
 	}

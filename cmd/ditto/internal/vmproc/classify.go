@@ -26,7 +26,8 @@ func Classify(err error) int {
 	var (
 		configError *config.Error
 		diskError   *disk.Error
-		netError    *netd.StartError
+		netdError   *netd.StartError
+		netError    *vmm.NetError
 	)
 	switch {
 	case err == nil:
@@ -35,7 +36,7 @@ func Classify(err error) int {
 		return exit.Usage
 	case errors.As(err, &diskError):
 		return exit.Disk
-	case errors.As(err, &netError):
+	case errors.As(err, &netdError), errors.As(err, &netError):
 		return exit.Net
 	}
 	for _, known := range []struct {
