@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -39,7 +40,10 @@ func (e *Env) resolve(ctx context.Context, cfg *config.Config, interactive bool)
 	if err != nil {
 		return exit.New(exit.Kernel, err)
 	}
-	cfg.Kernel = k.Image
+	// A file named without a slash is found too.
+	if cfg.Kernel, err = filepath.Abs(k.Image); err != nil {
+		return exit.New(exit.Kernel, err)
+	}
 	if cfg.Initrd != config.InitrdURoot {
 		return nil
 	}
