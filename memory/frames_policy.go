@@ -56,11 +56,11 @@ func (k *FrameKeeper) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		_, err := k.Step()
-		switch {
+		switch n, err := k.Step(); {
+		case n > 0:
+			pause, k.told = 1, false
 		case err == nil:
 			pause = 1
-			k.told = false
 		default:
 			pause = min(pause*2, longestPause)
 			if !k.told {
@@ -74,13 +74,14 @@ func (k *FrameKeeper) Run(ctx context.Context) {
 
 // Step looks at the next window of frames, collapses those that are small
 // without a reason, within the budget, and returns how many. Busy frames are
-// passed over until the cursor comes by again. It stops with [ErrNoHugePage]
-// when the host has none.
+// passed over until the cursor comes by again. It stops with an error when the
+// host has no huge pages: none free ([ErrNoHugePage]), or none at all.
 func (k *FrameKeeper) Step() (collapsed int, err error) {
 	if k.frames.space.config.HugePages != HugePagesTHP {
 		return 0, nil
 	}
 	for left := min(k.policy.Window, k.frames.count()); left > 0 && collapsed < k.policy.Budget; {
+		k.next %= k.frames.count()
 		first := k.next
 		done, err := k.window(left, k.policy.Budget-collapsed)
 		collapsed += done
@@ -88,7 +89,6 @@ func (k *FrameKeeper) Step() (collapsed int, err error) {
 			return collapsed, err
 		}
 		left -= k.next - first
-		k.next %= k.frames.count()
 	}
 	return collapsed, nil
 }
@@ -117,10 +117,9 @@ func (k *FrameKeeper) window(n, budget int) (collapsed int, err error) {
 		switch err := f.Collapse(gpa, k.policy.Fill); {
 		case err == nil:
 			collapsed++
-		case errors.Is(err, ErrNoHugePage):
+		case errors.Is(err, ErrFrameBusy), errors.Is(err, ErrFrameHeld):
+		default:
 			return collapsed, err
-		case !errors.Is(err, ErrFrameHeld):
-			k.log.Debug("frame stays small", "gpa", gpa, "err", err)
 		}
 	}
 	return collapsed, nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -343,6 +344,36 @@ func TestFrameKeeperRun(t *testing.T) {
 	want(t, f, frame, memory.FrameLarge, 0)
 }
 
+// TestFrameKeeperGivesUp: on memory that gets no huge pages the keeper says so
+// once and tries ever more rarely.
+func TestFrameKeeperGivesUp(t *testing.T) {
+	needTHP(t)
+	s := newSpace(t, memory.Config{Size: 4 * frame})
+	f := newFrames(t, s, open(t, s, memory.TrackerNone))
+	mem, err := s.Writable(0, s.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s)
+	var log bytes.Buffer
+	p := memory.DefaultFramePolicy()
+	k := memory.NewFrameKeeper(f, p, slog.New(slog.NewTextHandler(&log, nil)))
+	if n, err := k.Step(); n != 0 || err == nil {
+		t.Errorf("%d frames collapsed, error %v, want none and an error", n, err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 1000*p.Interval)
+		defer cancel()
+		k.Run(ctx)
+	})
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want one: %s", n, log.String())
+	}
+}
+
 func TestFrameStrings(t *testing.T) {
 	for _, tt := range []struct{ got, want string }{
 		{memory.FrameEmpty.String() + memory.FrameSmall.String() + memory.FrameLarge.String(), "emptysmalllarge"},
@@ -439,7 +470,7 @@ func TestRemapped(t *testing.T) {
 	if err := tr.Arm(all); err != nil {
 		t.Fatal(err)
 	}
-	if err := memory.Replace(s, one); err != nil {
+	if err := memory.Replace(s, one, -1); err != nil {
 		t.Fatal(err)
 	}
 	got := s.NewPageSet()
@@ -459,6 +490,64 @@ func TestRemapped(t *testing.T) {
 	got.Clear()
 	if err := tr.Collect(one, got, memory.Rearm); err != nil || !got.Has(one.Start) {
 		t.Errorf("a write to the new mapping was not reported (%v)", err)
+	}
+}
+
+// TestRemappedFile: pages of a private file mapping count as unwritten until
+// they are written, which gives them a page of their own.
+func TestRemappedFile(t *testing.T) {
+	s := newSpace(t, memory.Config{Size: 2 * frame})
+	tr := open(t, s, memory.TrackerWPAsync)
+	f := newFrames(t, s, tr)
+	fill(t, s)
+	file, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	content := bytes.Repeat([]byte("block of an image"), 8*page/16)[:8*page]
+	if _, err := file.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	at := memory.Range{Start: frame + 64*page, Size: 8 * page}
+	if err := memory.Replace(s, at, int(file.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	f.Hold(at, memory.ReasonRemap)
+	if err := tr.Remapped(at); err != nil {
+		t.Fatal(err)
+	}
+	all := memory.Range{Size: 2 * frame}
+	collect := func(what string, want uint64) *memory.PageSet {
+		t.Helper()
+		got := s.NewPageSet()
+		if err := tr.Collect(all, got, memory.Rearm); err != nil || got.CountIn(at.Start, at.Size) != want {
+			t.Errorf("%s: %d pages of the file reported, want %d (%v)", what, got.CountIn(at.Start, at.Size), want, err)
+		}
+		return got
+	}
+	collect("new mapping", 8)
+	mem, err := s.Writable(at.Start, at.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(mem, content) {
+		t.Fatal("the file is not mapped")
+	}
+	collect("read", 0)
+	mem[3*page]++
+	if got := collect("written", 1); !got.Has(at.Start + 3*page) {
+		t.Error("the written page is not the one reported")
+	}
+	collect("armed again", 0)
+	mem[3*page]++
+	mem[4*page]++
+	collect("written again", 2)
+	if err := f.Refresh(all); err != nil {
+		t.Fatal(err)
+	}
+	if _, why, _ := f.At(frame); why&memory.ReasonRemap == 0 {
+		t.Errorf("the frame's reasons are %s, want remap among them", why)
 	}
 }
 
