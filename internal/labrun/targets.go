@@ -73,7 +73,10 @@ type Proof struct {
 // Proofs returns the proofs of `make prove`, in the order in which they run.
 // Every fuzz target of the tree is run besides.
 func Proofs() []Proof {
-	return nil
+	return []Proof{
+		{ID: "boots-native", Package: "./vmm", Run: "^TestBootsLeaveNothing$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
+	}
 }
 
 // FuzzTime is how long `make prove` runs each fuzz target.
