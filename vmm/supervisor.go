@@ -70,6 +70,7 @@ func (m *VM) restart() error {
 	if err := m.pauseVCPUs(ctx); err != nil {
 		return err
 	}
+	m.resetDue.Store(false)
 	if err := m.pci.reset(); err != nil {
 		return err
 	}

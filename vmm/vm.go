@@ -52,6 +52,7 @@ type VM struct {
 	cleanup  closers
 
 	requests chan request  // to the supervisor
+	resetDue atomic.Bool   // a reset was asked for and its vCPUs still run
 	ended    chan struct{} // closed when the guest has ended and all is joined
 
 	mu        sync.Mutex // serializes lifecycle operations; guards what follows
@@ -98,6 +99,9 @@ type Exit struct {
 // request hands r to the supervisor. It never blocks: the supervisor is either
 // about to serve a request or ending.
 func (m *VM) request(r request) {
+	if r == requestReset && !m.resetDue.CompareAndSwap(false, true) {
+		return // kernels pulse the reset line until they are gone
+	}
 	select {
 	case m.requests <- r:
 	case <-m.ended:

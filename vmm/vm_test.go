@@ -270,3 +270,22 @@ func TestNewFailures(t *testing.T) {
 		})
 	}
 }
+
+// TestResetsAreOne: a kernel that pulses the reset line again and again until
+// it is stopped is restarted once.
+func TestResetsAreOne(t *testing.T) {
+	m := &VM{requests: make(chan request, 1), ended: make(chan struct{})}
+	m.request(requestReset)
+	<-m.requests // the supervisor is at work
+	for range 9 {
+		m.request(requestReset)
+	}
+	if n := len(m.requests); n != 0 {
+		t.Errorf("%d resets more are queued", n)
+	}
+	m.resetDue.Store(false) // the vCPUs are stopped
+	m.request(requestReset)
+	if n := len(m.requests); n != 1 {
+		t.Errorf("%d resets of the restarted guest are queued, want 1", n)
+	}
+}
