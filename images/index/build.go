@@ -13,7 +13,7 @@ import (
 	"ditto.vm/images/layer"
 )
 
-// ErrChanged: the layer was written while it was being indexed.
+// ErrChanged says that the layer was written while it was being indexed.
 var ErrChanged = errors.New("the layer was changed while it was indexed")
 
 // Source is a layer to index: what a guest reads from it.

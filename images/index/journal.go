@@ -15,7 +15,7 @@ import (
 	"ditto.vm/images/layer"
 )
 
-// ErrBusy: another process builds the same index.
+// ErrBusy says that another process builds the same index.
 var ErrBusy = errors.New("the index is being built by another process")
 
 // journal keeps hashed chunks beside the index that is being built, so that an
