@@ -232,3 +232,23 @@ func TestStamp(t *testing.T) {
 		t.Error("a changed ctime is no difference")
 	}
 }
+
+// BenchmarkSum is the floor of every build of an index.
+func BenchmarkSum(b *testing.B) {
+	block := bytes.Repeat([]byte("0123456789abcdef"), BlockSize/16)
+	b.SetBytes(BlockSize)
+	for b.Loop() {
+		_ = Sum(block)
+	}
+}
+
+// BenchmarkIsZero reads a block of zeros.
+func BenchmarkIsZero(b *testing.B) {
+	block := make([]byte, BlockSize)
+	b.SetBytes(BlockSize)
+	for b.Loop() {
+		if !IsZero(block) {
+			b.Fatal("not zero")
+		}
+	}
+}
