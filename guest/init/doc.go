@@ -19,7 +19,8 @@
 //
 // The same binary is /sbin/modprobe, which the kernel calls for modules it
 // needs later (kernel/module/kmod.c), and /sbin/poweroff, reboot and halt,
-// which ask process 1 to end the machine.
+// which ask process 1 to end the machine, and /sbin/boot, which unmounts the
+// disks before u-root's boot looks for a system on them.
 //
 // # Kernel command line
 //

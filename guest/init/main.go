@@ -17,6 +17,8 @@ func main() {
 		os.Exit(modprobe(os.Args[1:]))
 	case "poweroff", "reboot", "halt", "shutdown":
 		os.Exit(controlCommand(name, os.Args[1:]))
+	case "boot":
+		os.Exit(bootCommand(os.Args[1:]))
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "ditto-init: this is process 1 of a guest; run it as /init of an initramfs")

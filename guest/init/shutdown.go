@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,6 +85,31 @@ func diskMounts(mounts string) []string {
 		}
 	}
 	return dirs
+}
+
+// urootBoot is u-root's command that finds a system on a disk and starts it by
+// kexec.
+const urootBoot = "/bbin/boot"
+
+// bootCommand is what the name boot does: unmount the disks that this program
+// mounted, then u-root's boot. The disks would else be busy for it, and be left
+// as after a power cut.
+func bootCommand(args []string) int {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "boot:", err)
+	}
+	for _, dir := range diskMounts(string(b)) {
+		if !strings.HasPrefix(dir, mountRoot+"/") {
+			continue
+		}
+		if err := unix.Unmount(dir, 0); err != nil {
+			fmt.Fprintf(os.Stderr, "boot: umount %s: %v\n", dir, err)
+		}
+	}
+	err = unix.Exec(urootBoot, append([]string{"boot"}, args...), os.Environ())
+	fmt.Fprintf(os.Stderr, "boot: exec %s: %v\n", urootBoot, err)
+	return 127
 }
 
 // unescapeMount undoes the octal escapes of /proc/mounts (man 5 fstab).

@@ -23,6 +23,6 @@
 // to PATH_MAX, to align what follows.
 //
 // In the archive: /init and the links to it (/sbin/modprobe, poweroff, reboot,
-// halt, shutdown), /bbin/* of u-root, /lib/modules/RELEASE with modules.dep and
+// halt, shutdown, boot), /bbin/* of u-root, /lib/modules/RELEASE with modules.dep and
 // modules.alias, /etc/ditto/run if a command was given.
 package uroot

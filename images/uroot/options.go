@@ -100,6 +100,11 @@ func defaultModules() []string {
 // power button's events have no reader otherwise.
 func alwaysModules() []string { return []string{"evdev", "button"} }
 
+// initLinks are the names under /sbin by which init is called.
+func initLinks() []string {
+	return []string{"modprobe", "poweroff", "reboot", "halt", "shutdown", "boot"}
+}
+
 func (o Options) cacheDir() string {
 	if o.CacheDir != "" {
 		return o.CacheDir
@@ -193,6 +198,7 @@ func (o Options) imageKey() (string, error) {
 	}
 	k := newKey("image")
 	k.add(initKey, o.commandsKey(), o.Run)
+	k.add(initLinks()...)
 	k.add(defaultModules()...)
 	k.add(o.Modules...)
 	k.add(kernelIdentity(o.Kernel)...)

@@ -66,7 +66,7 @@ func (o Options) ownRecords(mods []packedModule, initPath string) ([]cpio.Record
 		return nil, err
 	}
 	rs := []cpio.Record{cpio.StaticFile("init", string(program), 0o755)}
-	for _, name := range []string{"modprobe", "poweroff", "reboot", "halt", "shutdown"} {
+	for _, name := range initLinks() {
 		rs = append(rs, cpio.Symlink("sbin/"+name, "/init"))
 	}
 	if o.Kernel.ModulesDir != "" {
