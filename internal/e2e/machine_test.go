@@ -16,7 +16,7 @@ import (
 )
 
 // guestLimit bounds one guest; emulated ones are slow.
-const guestLimit = 6 * time.Minute
+const guestLimit = 12 * time.Minute
 
 // ditto returns the path of the built command.
 func ditto(t testing.TB) string {
