@@ -27,10 +27,12 @@ type LabPackage struct {
 func LabPackages() []LabPackage {
 	return []LabPackage{
 		{Path: "./internal/lab", Run: BootRun, Boots: true},
+		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: "."}, // every ioctl, on a KVM with nested paging
 		{Path: "./vmm"},
-		{Path: "./internal/e2e"}, // Debian, directly and by kexec
+		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
+		{Path: "./internal/e2e/storage"},
 	}
 }
 
