@@ -129,6 +129,7 @@ func eraseAll(args guestArgs) error {
 	if err := os.Remove(path); err != nil {
 		return err
 	}
+	unix.Sync() // the space is free when the journal has it
 	trimmed, err := trim(dir)
 	if err != nil {
 		return fmt.Errorf("fstrim: %w", err)
