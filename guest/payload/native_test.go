@@ -251,8 +251,8 @@ func TestMemWriterAboveTheHole(t *testing.T) {
 			written++
 		}
 	}
-	if written < 100 {
-		t.Errorf("%d pages above 4 GiB were written", written)
+	if written == 0 { // how many depends on the machine's speed
+		t.Error("no page above 4 GiB was written")
 	}
 }
 
