@@ -64,19 +64,30 @@ func (m *VM) Forwards() []api.Forward {
 	return forwards
 }
 
-// Stop presses the power button and kills the guest when it has not ended
-// within grace. It returns when the guest has ended.
+// pressInterval is how often [VM.Stop] presses the power button: a guest that is
+// still booting has no driver for it and misses a press.
+const pressInterval = 5 * time.Second
+
+// Stop presses the power button, again from time to time, and kills the guest
+// when it has not ended within grace. It returns when the guest has ended.
 func (m *VM) Stop(ctx context.Context, grace time.Duration) error {
-	if err := m.PowerButton(); err == nil {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	again := time.NewTicker(pressInterval)
+	defer again.Stop()
+	for waiting := true; waiting; {
+		if err := m.PowerButton(); err != nil {
+			break // a paused guest hears nothing
+		}
 		select {
 		case <-m.ended:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-again.C:
 		case <-timer.C:
 			m.log.Warn("the guest did not power off in time and is killed", "dur", grace)
+			waiting = false
 		}
 	}
 	m.Kill()

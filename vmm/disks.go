@@ -13,7 +13,7 @@ import (
 func (m *VM) addDisk(i int, d config.Disk) error {
 	image, err := disk.Open(d.Path, disk.Options{ReadOnly: d.ReadOnly, Cache: d.Cache})
 	if err != nil {
-		return fmt.Errorf("disk: %w", err)
+		return err // it names the disk
 	}
 	m.cleanup.add(image.Close)
 	queues := d.QueueCount(m.cfg.CPUs)
