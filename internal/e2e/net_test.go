@@ -88,11 +88,11 @@ func TestLinuxNetworks(t *testing.T) {
 	say(fmt.Sprintf("wget -O /tmp/b http://10.77.0.1:%d/ && cat /tmp/b", tapPort))
 	at = m.expect(t, at, "page over the bridge\r")
 
-	say("echo hello by the forward | netcat -l 0.0.0.0:7000")
+	say("echo hello by the forward | netcat -l 0.0.0.0 7000")
 	if got := dialUntil(t, m, fmt.Sprintf("127.0.0.1:%d", forward)); !strings.Contains(got, "hello by the forward") {
 		t.Errorf("read %q through the port forward", got)
 	}
-	say("echo hello by the bridge | netcat -l 0.0.0.0:7001")
+	say("echo hello by the bridge | netcat -l 0.0.0.0 7001")
 	if got := dialUntil(t, m, "10.77.0.2:7001"); !strings.Contains(got, "hello by the bridge") {
 		t.Errorf("read %q over the bridge", got)
 	}
@@ -109,7 +109,7 @@ func TestLinuxNetworks(t *testing.T) {
 // forward accepts before the guest listens, and then closes without a word.
 func dialUntil(t testing.TB, m *machine, addr string) string {
 	t.Helper()
-	for {
+	for range 120 {
 		select {
 		case <-m.done:
 			t.Fatalf("the machine ended:\n%s", m)
@@ -127,4 +127,6 @@ func dialUntil(t testing.TB, m *machine, addr string) string {
 			return string(buf[:n])
 		}
 	}
+	t.Fatalf("nothing listens at %s; console:\n%s", addr, m)
+	return ""
 }
