@@ -108,7 +108,8 @@ func TestLinuxCorpus(t *testing.T) {
 			c.Kernel = image
 			c.CPUs = 1
 			c.OnReboot = config.RebootStop
-			c.Cmdline.Append = strings.Replace(c.Cmdline.Append, "quiet loglevel=4", "earlyprintk=serial,ttyS0,keep", 1)
+			_, script, _ := strings.Cut(c.Cmdline.Append, "script=")
+			c.Cmdline.Append = "earlyprintk=serial,ttyS0,keep panic=-1 script=" + script
 			out := newConsole()
 			m := newVM(t, c, out)
 			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
