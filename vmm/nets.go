@@ -137,18 +137,74 @@ func (m *VM) startNetd(ctx context.Context, i int, n config.Net, opts Options) (
 		}
 		settings.Forwards = append(settings.Forwards, forward)
 	}
-	process, socket, err := netd.Start(ctx, path, settings, opts.NetLog)
+	process, socket, err := netd.Begin(path, settings, opts.NetLog)
 	if err != nil {
 		return network{}, err
 	}
+	up := m.awaitNetd(process, &NetError{Index: i, Mode: n.Mode})
+	if settings.MTU == 0 {
+		settings.MTU = netd.DefaultMTU
+	}
+	opened, err := m.streamNet(socket, "ditto-netd", settings.MTU)
+	if err != nil || len(settings.Forwards) == 0 {
+		return opened, err
+	}
+	// Someone waits to connect to the forwards: the machine is not up before
+	// they are.
+	select {
+	case err := <-up.failed:
+		return opened, err
+	case <-ctx.Done():
+		return opened, ctx.Err()
+	}
+}
+
+// netdStart is a user-mode network that comes up.
+type netdStart struct {
+	failed chan error    // gets why it did not come up, or nil
+	joined chan struct{} // closed behind it
+}
+
+// awaitNetd waits beside everything else until the user-mode network is up. Its
+// libraries take longer to initialize than the rest of the machine, and frames
+// wait in the socket meanwhile. A network that does not come up ends the
+// machine, as failure says. The process ends when its socket is closed; the
+// caller of awaitNetd opens the socket after it, so that it is closed before.
+func (m *VM) awaitNetd(process *netd.Process, failure *NetError) *netdStart {
+	start := &netdStart{failed: make(chan error, 1), joined: make(chan struct{})}
+	go func() {
+		defer close(start.joined)
+		ctx, cancel := context.WithTimeout(context.Background(), netdStartTimeout)
+		defer cancel()
+		_, err := process.Ready(ctx)
+		start.failed <- err
+		if err != nil {
+			_ = process.Kill()
+			failure.Err = err
+			// Closing the machine joins this goroutine, so it must not wait
+			// for the machine.
+			go m.fail(failure)
+		}
+	}()
 	m.cleanup.add(func() error {
-		// Its socket is closed by now, which is how it is told to end.
+		<-start.joined
 		if err := process.Wait(); err != nil {
 			m.log.Warn("the user-mode network did not end well", "err", err)
 		}
 		return nil
 	})
-	return m.streamNet(socket, "ditto-netd", process.Status.MTU)
+	return start
+}
+
+// fail ends the machine because of err, at once or as soon as it has started. It
+// waits for nothing but mu: the machine may never be started.
+func (m *VM) fail(err error) {
+	m.mu.Lock()
+	if m.endReason == nil {
+		m.endReason = &Exit{Reason: ExitFailed, Err: err}
+	}
+	m.mu.Unlock()
+	m.request(requestEnd)
 }
 
 // streamNet makes a backend of a connected stream socket, which it owns.

@@ -57,6 +57,9 @@ func (v *vm) Wait(ctx context.Context) (Exit, error) {
 		out.Code = int(e.Status & 0xff)
 	default:
 		out.Code = exit.GuestError
+		if Classify(out.Err) == exit.Net {
+			out.Code = exit.Net // it came up after the guest, or not at all
+		}
 		if out.Err == nil {
 			out.Err = fmt.Errorf("the machine ended: %s", e.Reason)
 		}
