@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,6 +79,13 @@ func LinuxRunsHere() (bool, string) {
 // bringClose copies into the scratch folder what is read at every start, so
 // that the file system below the original has no part in what is measured.
 func (e *Env) bringClose() error {
+	// The user-mode network's program is looked for beside ditto.
+	if netd := filepath.Join(filepath.Dir(e.Ditto), "ditto-netd"); e.Ditto != "" {
+		err := copyFile(filepath.Join(e.Scratch, "ditto-netd"), netd)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	for _, path := range []*string{&e.Ditto, &e.Kernel, &e.Initrd} {
 		if *path == "" {
 			continue
