@@ -122,6 +122,9 @@ func (m *VM) createVM() error {
 		return err
 	}
 	m.irqs = newInterrupts(m.kvm, m.log)
+	if err := m.irqs.installPins(); err != nil {
+		return err
+	}
 	if m.stats, err = m.kvm.StatsFD(); err != nil {
 		m.log.Warn("no KVM statistics: page sizes of guest memory are unknown", "err", err)
 		m.stats = nil

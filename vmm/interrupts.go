@@ -164,20 +164,32 @@ func (i *interrupts) release(msis []devices.MSI) {
 	}
 }
 
-// install replaces the kernel's table: the pins as KVM_CREATE_IRQCHIP has set
-// them up, then the messages. It waits for the kernel's readers of the old table,
-// which takes milliseconds: nothing is installed before a message is routed.
-// Preconditions: mu is held.
+// installPins routes the pins before any message is.
+func (i *interrupts) installPins() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.install()
+}
+
+// install replaces the kernel's table: the pins as KVM sets them up by default,
+// then the messages. Preconditions: mu is held.
 func (i *interrupts) install() error {
 	table := make([]kvm.Route, 0, 16+ioapicPins+len(i.routes))
 	for gsi := uint32(0); gsi < ioapicPins; gsi++ {
 		switch {
+		case gsi == 2: // the cascade of the second PIC
 		case gsi < 8:
 			table = append(table, kvm.Route{GSI: gsi, Chip: kvm.ChipPICMaster, Pin: gsi})
 		case gsi < 16:
 			table = append(table, kvm.Route{GSI: gsi, Chip: kvm.ChipPICSlave, Pin: gsi - 8})
 		}
-		table = append(table, kvm.Route{GSI: gsi, Chip: kvm.ChipIOAPIC, Pin: gsi})
+		pin := gsi
+		if gsi == 0 {
+			pin = 2 // the PIT's line, as the MADT's override says
+		}
+		if gsi != 2 {
+			table = append(table, kvm.Route{GSI: gsi, Chip: kvm.ChipIOAPIC, Pin: pin})
+		}
 	}
 	gsis := make([]uint32, 0, len(i.routes))
 	for gsi := range i.routes {

@@ -30,6 +30,9 @@ func bareVM(t *testing.T) *kvm.VM {
 
 func TestMSIsAreGivenBack(t *testing.T) {
 	i := newInterrupts(bareVM(t), slog.New(slog.DiscardHandler))
+	if err := i.installPins(); err != nil {
+		t.Fatal(err)
+	}
 	fds := countFDs(t)
 	for range 3 {
 		msis, err := i.AllocateMSIs(8)

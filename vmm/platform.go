@@ -104,6 +104,7 @@ func (m *VM) acpiConfig() acpi.Config {
 		APICIDs:     ids,
 		LocalAPIC:   lapicBase,
 		IOAPIC:      ioapicBase,
+		Overrides:   []acpi.Override{{Source: 0, GSI: 2}},
 		ECAM:        memory.Range{Start: ecamBase, Size: ecamSize},
 		PCIWindow32: memory.Range{Start: pciWindowBase, Size: pciWindowSize},
 		Power: acpi.Power{
