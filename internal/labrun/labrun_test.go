@@ -39,7 +39,7 @@ some --- PASS: text
 `
 
 func TestScanner(t *testing.T) {
-	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
+	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Failures: []string{"TestLabB"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
 	for _, step := range []int{1, 7, len(verbose)} {
 		got, out := scanText(t, verbose, step)
 		if diff := gocmp.Diff(want, got); diff != "" {

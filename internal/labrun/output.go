@@ -19,6 +19,7 @@ type Figure struct {
 type Report struct {
 	Passed, Failed, Skipped int // tests and subtests
 	Skips                   []string
+	Failures                []string // top-level tests
 	Figures                 []Figure
 }
 
@@ -90,6 +91,9 @@ func (r *Report) scan(line string) {
 		r.Passed++
 	case "FAIL":
 		r.Failed++
+		if !strings.Contains(name, "/") {
+			r.Failures = append(r.Failures, name)
+		}
 	case "SKIP":
 		r.Skipped++
 		r.Skips = append(r.Skips, name)

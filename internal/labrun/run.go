@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"ditto.vm/internal/lab"
@@ -72,8 +73,12 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 	}
 	var failed error
 	for _, t := range targets {
-		if _, err := r.one(ctx, t); err != nil {
+		report, err := r.one(ctx, t)
+		if err != nil {
 			r.printf("=== %v\n", err)
+			err = r.again(ctx, t, report, err)
+		}
+		if err != nil {
 			failed = errors.Join(failed, err)
 		}
 		if ctx.Err() != nil {
@@ -81,6 +86,29 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 		}
 	}
 	return failed
+}
+
+// again runs what has failed in the emulated host once more, in a new one: guests
+// inside an emulated host now and then die of a triple fault. What then passes
+// is called flaky in the output and does not fail the batch. On hardware, and
+// in proofs, nothing is run again.
+func (r *Runner) again(ctx context.Context, t target, first *Report, failure error) error {
+	if r.Native || ctx.Err() != nil {
+		return failure
+	}
+	if r.started != nil {
+		_ = r.started.Close()
+		r.started = nil
+	}
+	if len(first.Failures) > 0 {
+		t.args = []string{"-test.run=^(" + strings.Join(first.Failures, "|") + ")$"}
+	}
+	r.printf("=== %s: once more in a new emulated host\n", t.pkg.ImportPath)
+	if _, err := r.one(ctx, t); err != nil {
+		return errors.Join(failure, fmt.Errorf("once more: %w", err))
+	}
+	r.printf("=== %s: FLAKY, passed when run again: %s\n", t.pkg.ImportPath, strings.Join(first.Failures, ", "))
+	return nil
 }
 
 // open compiles the test binaries and the commands.

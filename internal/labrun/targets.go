@@ -77,6 +77,7 @@ type Proof struct {
 func Proofs() []Proof {
 	return []Proof{
 		{ID: "boots-native", Package: "./vmm", Run: "^TestBootsLeaveNothing$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "boot-corpus", Package: "./vmm", Run: "^TestCorpusBoots$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "seabios", Package: "./internal/e2e/storage", Run: "^TestLabSeaBIOS$", Where: InLab, Timeout: 30 * time.Minute},
