@@ -223,13 +223,15 @@ echo "wrote $(stat -c %s /tmp/big)"
 
 func TestLinuxReboots(t *testing.T) {
 	requireLinux(t)
-	c := linuxConfig(t, "6.12-cloud", `echo BOOTED; reboot -f; sleep 60`)
+	c := linuxConfig(t, "6.12-cloud", `echo "BOOTED $(head -c 6 /dev/vda)"; reboot -f; sleep 60`, virtioModules...)
 	c.RebootLimit = 2
+	c.Disks = []config.Disk{{Path: testDisk(t, "disk-0", 1<<20)}}
+	c.RNG, c.Balloon.Enabled = true, true
 	out, exit := runLinux(t, c)
 	if exit.Reason != ExitReboot {
 		t.Errorf("exit %+v, want the reboot limit", exit)
 	}
-	if got := strings.Count(out, "BOOTED"); got != 3 {
+	if got := strings.Count(out, "BOOTED disk-0"); got != 3 {
 		t.Errorf("booted %d times, want 3:\n%s", got, out)
 	}
 }
