@@ -82,7 +82,7 @@ func Proofs() []Proof {
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "seabios", Package: "./internal/e2e/storage", Run: "^TestLabSeaBIOS$", Where: InLab, Timeout: 30 * time.Minute},
 		// It boots labs itself, to kill them.
-		{ID: "power-cut", Package: "./internal/e2e/storage", Run: "^TestBootPowerCut", Where: Native, Timeout: 90 * time.Minute},
+		{ID: "power-cut", Package: "./internal/e2e/storage", Run: "^Test(Boot|Prove)PowerCut", Where: Native, Timeout: 90 * time.Minute},
 	}
 }
 
