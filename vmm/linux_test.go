@@ -357,7 +357,7 @@ echo TOUCHED; sleep 600`)
 func TestLinuxBootsLeaveNothing(t *testing.T) {
 	requireLinux(t)
 	boots := labtest.Count(2, 10)
-	c := linuxConfig(t, "6.12-cloud", `head -c 1M /dev/vda | wc -c`, virtioModules...)
+	c := linuxConfig(t, "6.12-cloud", `head -c 1048576 /dev/vda | wc -c`, virtioModules...)
 	c.Disks = []config.Disk{{Path: testDisk(t, "disk", 4<<20)}}
 	c.RNG, c.Balloon.Enabled = true, true
 	boot := func() {
