@@ -70,6 +70,10 @@ type Memory struct {
 	Size      Bytes            `json:"size"`
 	HugePages memory.HugePages `json:"hugepages"`
 	Backing   memory.Backing   `json:"backing"`
+	// Tracker is how written pages are found.
+	Tracker memory.TrackerKind `json:"tracker"`
+	// Names keeps, while the guest runs, which pages equal blocks of disks.
+	Names OnOff `json:"names"`
 }
 
 // Cmdline changes the kernel command line.
@@ -99,7 +103,7 @@ type Balloon struct {
 func Default() Config {
 	return Config{
 		CPUs:    1,
-		Memory:  Memory{Size: 512 << 20},
+		Memory:  Memory{Size: 512 << 20, Names: true},
 		Initrd:  InitrdURoot,
 		Nets:    DefaultNets(),
 		RNG:     true,

@@ -24,7 +24,7 @@ func TestParse(t *testing.T) {
 	got, err := Parse([]byte(`
 name: web
 cpus: 2
-memory: {size: 2GiB, hugepages: off, backing: memfd}
+memory: {size: 2GiB, hugepages: off, backing: memfd, tracker: kvm-log, names: off}
 kernel: ./vmlinuz
 cmdline: {append: quiet}
 command: [ls, -l]
@@ -46,7 +46,7 @@ reboot-limit: 3
 	}
 	want := Config{
 		Name: "web", CPUs: 2,
-		Memory: Memory{Size: 2 << 30, HugePages: memory.HugePagesOff, Backing: memory.Memfd},
+		Memory: Memory{Size: 2 << 30, HugePages: memory.HugePagesOff, Backing: memory.Memfd, Tracker: memory.TrackerKVMLog},
 		Kernel: "./vmlinuz", Initrd: InitrdURoot, Cmdline: Cmdline{Append: "quiet"}, Command: []string{"ls", "-l"},
 		Disks: []Disk{{Path: "root.img", Serial: "R1", Cache: disk.CacheNone, Queues: 3}, {Path: "/data.img", ReadOnly: true}},
 		Nets: []Net{
@@ -99,6 +99,8 @@ func TestParseErrors(t *testing.T) {
 		{"memory: 12Q", `"12Q" is not a size`},
 		{"memory: -1", `is not a size`},
 		{"memory: {hugepages: 4M}", `unknown huge page size "4M"`},
+		{"memory: {tracker: kvm}", `unknown tracker "kvm"`},
+		{"memory: {names: maybe}", `neither on nor off`},
 		{"disks: [{path: a, cache: unsafe}]", `unknown cache mode "unsafe": use writeback, none or writethrough`},
 		{"nets: [{mode: bridge}]", `unknown network "bridge": use user, tap, socket or none`},
 		{"nets: [{mode: user, forwards: [80]}]", ``},
@@ -169,6 +171,8 @@ func TestValidate(t *testing.T) {
 		{"memory.size", func(c *Config) { c.Memory.Size = 2 << 40 }},
 		{"memory.size", func(c *Config) { c.Memory.Size, c.Memory.HugePages = 3<<20, memory.HugePages2M }},
 		{"memory.hugepages", func(c *Config) { c.Memory.HugePages = 17 }},
+		{"memory.tracker", func(c *Config) { c.Memory.Tracker = 9 }},
+		{"memory.tracker", func(c *Config) { c.Memory.Tracker, c.Memory.Backing = memory.TrackerWPAsync, memory.Memfd }},
 		{"initrd", func(c *Config) { c.Initrd = "" }},
 		{"cmdline.append", func(c *Config) { c.Cmdline.Append = "a\nb" }},
 		{"cmdline.replace", func(c *Config) { c.Cmdline.Replace = strings.Repeat("a", MaxCommandLineBytes+1) }},

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"ditto.vm/memory"
 )
 
 // OnOff is a switch. In text it is on or off; true, false, yes and no are
@@ -120,6 +122,15 @@ func (p RebootPolicy) MarshalText() ([]byte, error) { return []byte(p.String()),
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (p *RebootPolicy) UnmarshalText(text []byte) error {
 	return enumParse(rebootNames(), "reboot policy", text, p)
+}
+
+// TrackerNames lists the values of --tracker.
+func TrackerNames() []string {
+	var names []string
+	for kind := memory.TrackerAuto; kind <= memory.TrackerNone; kind++ {
+		names = append(names, kind.String())
+	}
+	return names
 }
 
 // NetMode is what a network device is connected to.

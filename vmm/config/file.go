@@ -106,8 +106,7 @@ func (c *Config) ResolvePaths(folder string) {
 	}
 }
 
-// UnmarshalJSON accepts a bare size, or the object with size, hugepages and
-// backing. YAML reads a bare off as a boolean, which is understood here.
+// UnmarshalJSON accepts a bare size, or the object with its keys. YAML reads a bare off as a boolean, which is understood here.
 func (m *Memory) UnmarshalJSON(data []byte) error {
 	if len(data) > 0 && data[0] != '{' {
 		return m.Size.UnmarshalJSON(data)

@@ -78,6 +78,9 @@ func checkMemory(c *Config) error {
 		return &Error{"memory.size", c.Memory.Size.String(), "not a usable size",
 			fmt.Sprintf("use a multiple of 4K from %s to %s", Bytes(memory.MinSize), Bytes(memory.MaxSize))}
 	}
+	if err := checkTracker(c); err != nil {
+		return err
+	}
 	var frame uint64
 	switch c.Memory.HugePages {
 	case memory.HugePagesTHP, memory.HugePagesOff:
@@ -92,6 +95,18 @@ func checkMemory(c *Config) error {
 	if size%frame != 0 {
 		return &Error{"memory.size", c.Memory.Size.String(), fmt.Sprintf("not a multiple of the %s huge pages asked for", c.Memory.HugePages),
 			"change the size, or use --hugepages thp"}
+	}
+	return nil
+}
+
+func checkTracker(c *Config) error {
+	kind := c.Memory.Tracker
+	switch {
+	case kind < memory.TrackerAuto || kind > memory.TrackerNone:
+		return &Error{"memory.tracker", kind.String(), "unknown", "use " + orList(TrackerNames())}
+	case kind == memory.TrackerWPAsync && c.Memory.Backing != memory.Anonymous:
+		return &Error{"memory.tracker", kind.String(), fmt.Sprintf("cannot follow %s memory, which other processes write", c.Memory.Backing),
+			"use kvm-log or auto, or leave the memory anonymous"}
 	}
 	return nil
 }

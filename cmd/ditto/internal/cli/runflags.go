@@ -44,6 +44,12 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	f.text(fs, "hugepages", "", "KIND", def.Memory.HugePages.String(), "pages behind the memory: thp, 2M, 1G or off", func(c *config.Config, s string) error {
 		return c.Memory.HugePages.UnmarshalText([]byte(s))
 	})
+	f.text(fs, "tracker", "", "KIND", def.Memory.Tracker.String(), "how written pages are found: auto, wp-async, kvm-log, kvm-ring or none", func(c *config.Config, s string) error {
+		return c.Memory.Tracker.UnmarshalText([]byte(s))
+	})
+	f.text(fs, "names", "", "SWITCH", def.Memory.Names.String(), "keep track of which pages equal blocks of disks: on or off", func(c *config.Config, s string) error {
+		return c.Memory.Names.UnmarshalText([]byte(s))
+	})
 	f.text(fs, "kernel", "k", "KERNEL", "", "path of a kernel, or name of a cached one; default the newest cached", func(c *config.Config, s string) error { c.Kernel = s; return nil })
 	f.text(fs, "initrd", "i", "INITRD", def.Initrd, "path of an initrd, u-root or none", func(c *config.Config, s string) error { c.Initrd = s; return nil })
 	f.text(fs, "cmdline", "", "TEXT", "", "kernel command line instead of ditto's own", func(c *config.Config, s string) error { c.Cmdline.Replace = s; return nil })
@@ -65,6 +71,8 @@ func (f *runFlags) add(cmd *cobra.Command) {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("hugepages", "thp", "2M", "1G", "off")
+	complete("tracker", config.TrackerNames()...)
+	complete("names", "on", "off")
 	complete("console", "serial", "virtio")
 	complete("rng", "on", "off")
 	complete("sandbox", "on", "off")
