@@ -68,6 +68,60 @@ func (e ForwardProtocol) Valid() bool {
 	}
 }
 
+// Defines values for MemoryKind.
+const (
+	KindDuplicate    MemoryKind = "duplicate"
+	KindLayer        MemoryKind = "layer"
+	KindNotPopulated MemoryKind = "not_populated"
+	KindOtherLayers  MemoryKind = "other_layers"
+	KindParent       MemoryKind = "parent"
+	KindUnique       MemoryKind = "unique"
+	KindUnknown      MemoryKind = "unknown"
+	KindZero         MemoryKind = "zero"
+)
+
+// Valid indicates whether the value is a known member of the MemoryKind enum.
+func (e MemoryKind) Valid() bool {
+	switch e {
+	case KindDuplicate:
+		return true
+	case KindLayer:
+		return true
+	case KindNotPopulated:
+		return true
+	case KindOtherLayers:
+		return true
+	case KindParent:
+		return true
+	case KindUnique:
+		return true
+	case KindUnknown:
+		return true
+	case KindZero:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MemoryMode.
+const (
+	MemoryFull  MemoryMode = "full"
+	MemoryQuick MemoryMode = "quick"
+)
+
+// Valid indicates whether the value is a known member of the MemoryMode enum.
+func (e MemoryMode) Valid() bool {
+	switch e {
+	case MemoryFull:
+		return true
+	case MemoryQuick:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for State.
 const (
 	Created State = "created"
@@ -193,6 +247,170 @@ type Info struct {
 	Version string `json:"version"`
 }
 
+// Memory Each byte of RAM is counted once, under the first that fits: not
+// populated, zero, a layer, parent, duplicate, unique, unknown.
+type Memory struct {
+	// Bytes the guest's RAM
+	Bytes uint64 `json:"bytes"`
+
+	// DuplicateBytes equal to another page of this guest
+	DuplicateBytes uint64 `json:"duplicate_bytes"`
+
+	// DurMs how long the answer took, without pausing and resuming
+	DurMs int64 `json:"dur_ms"`
+
+	// Exact whether the machine was paused all the while; if not, pages changed under the count
+	Exact bool `json:"exact"`
+
+	// Frames large frames, 2 MiB of RAM each, by how the host maps them
+	Frames MemoryFrames `json:"frames"`
+
+	// Layers the layers whose blocks can name pages, the guest's disks first
+	Layers []MemoryLayer `json:"layers"`
+	Mode   MemoryMode    `json:"mode"`
+	Names  MemoryNames   `json:"names"`
+
+	// NotPopulatedBytes never touched, or given back to the host; reads as zeros
+	NotPopulatedBytes uint64 `json:"not_populated_bytes"`
+	Pages1G           uint64 `json:"pages_1g"`
+	Pages2M           uint64 `json:"pages_2m"`
+
+	// Pages4K pages that KVM maps with 4 KiB entries
+	Pages4K uint64 `json:"pages_4k"`
+
+	// ParentBytes equal to the same page of the snapshot it was restored from
+	ParentBytes uint64 `json:"parent_bytes"`
+
+	// Steps what a full answer did, in order
+	Steps   []MemoryStep  `json:"steps"`
+	Tracker MemoryTracker `json:"tracker"`
+
+	// UniqueBytes equal to nothing that is known
+	UniqueBytes uint64 `json:"unique_bytes"`
+
+	// UnknownBytes populated and not looked at
+	UnknownBytes uint64 `json:"unknown_bytes"`
+
+	// ZeroBytes present in host memory and all zeros
+	ZeroBytes uint64 `json:"zero_bytes"`
+}
+
+// MemoryClass defines model for MemoryClass.
+type MemoryClass struct {
+	Bytes uint64     `json:"bytes"`
+	Kind  MemoryKind `json:"kind"`
+
+	// Title the layer's, empty for other kinds
+	Title string `json:"title"`
+}
+
+// MemoryFrames large frames, 2 MiB of RAM each, by how the host maps them
+type MemoryFrames struct {
+	// Empty nothing of it is populated
+	Empty uint64 `json:"empty"`
+
+	// Large mapped by one huge page
+	Large uint64 `json:"large"`
+
+	// Reasons small frames by reason: shared, remap, balloon, tracking, partial;
+	// a frame may have several, and those without are unexplained
+	Reasons map[string]uint64 `json:"reasons"`
+
+	// Small mapped by 4 KiB pages
+	Small uint64 `json:"small"`
+	Total uint64 `json:"total"`
+}
+
+// MemoryKind defines model for MemoryKind.
+type MemoryKind string
+
+// MemoryLayer defines model for MemoryLayer.
+type MemoryLayer struct {
+	// Bytes memory that equals its blocks
+	Bytes uint64 `json:"bytes"`
+
+	// Immutable nobody writes it while the machine runs
+	Immutable bool `json:"immutable"`
+
+	// Indexed its digest index is in use
+	Indexed bool `json:"indexed"`
+
+	// SizeBytes of the layer
+	SizeBytes uint64 `json:"size_bytes"`
+
+	// Title the path of the image or file
+	Title string `json:"title"`
+}
+
+// MemoryMap defines model for MemoryMap.
+type MemoryMap struct {
+	// CellBytes 4096, or a power of two from 2 MiB on
+	CellBytes uint64        `json:"cell_bytes"`
+	Classes   []MemoryClass `json:"classes"`
+
+	// Counts with larger cells, for each cell and class the number of pages, 16
+	// bits, little-endian; a cell at the end of a region may be cut off
+	Counts []byte `json:"counts,omitempty"`
+	Exact  bool   `json:"exact"`
+
+	// Frames for each whole 2 MiB of RAM, region after region, a byte: bits 7 and 6
+	// are 0 for empty, 1 for small, 2 for large; bits 0 to 4 are the reasons
+	// shared, remap, balloon, tracking, partial
+	Frames []byte     `json:"frames"`
+	Mode   MemoryMode `json:"mode"`
+
+	// Pages with cells of 4096 bytes, a byte for each page of RAM, an index of classes
+	Pages []byte `json:"pages,omitempty"`
+
+	// Regions the ranges of RAM in ascending order
+	Regions []MemoryRegion `json:"regions"`
+}
+
+// MemoryMode defines model for MemoryMode.
+type MemoryMode string
+
+// MemoryNames defines model for MemoryNames.
+type MemoryNames struct {
+	// Counters what the book of names counted since the machine was started
+	Counters map[string]uint64 `json:"counters"`
+
+	// Enabled whether names are recorded
+	Enabled bool `json:"enabled"`
+}
+
+// MemoryRegion defines model for MemoryRegion.
+type MemoryRegion struct {
+	Bytes uint64 `json:"bytes"`
+
+	// Start guest-physical address
+	Start uint64 `json:"start"`
+}
+
+// MemoryStep defines model for MemoryStep.
+type MemoryStep struct {
+	// Bytes memory that it decided
+	Bytes uint64 `json:"bytes"`
+
+	// DurMs time of all cores together
+	DurMs float64 `json:"dur_ms"`
+	Name  string  `json:"name"`
+}
+
+// MemoryTracker defines model for MemoryTracker.
+type MemoryTracker struct {
+	// ArmedBytes memory that would be known to be written
+	ArmedBytes uint64 `json:"armed_bytes"`
+
+	// Kind wp-async, kvm-log, kvm-ring or none
+	Kind string `json:"kind"`
+
+	// Misses which it does not
+	Misses string `json:"misses"`
+
+	// Sees which writes it finds by itself
+	Sees string `json:"sees"`
+}
+
 // State defines model for State.
 type State string
 
@@ -222,6 +440,27 @@ type Stats struct {
 type StopRequest struct {
 	// GraceMs how long the guest gets before it is killed
 	GraceMs int64 `json:"grace_ms"`
+}
+
+// MemoryPause defines model for MemoryPause.
+type MemoryPause = bool
+
+// GetMemoryParams defines parameters for GetMemory.
+type GetMemoryParams struct {
+	// Mode quick asks the book of names; full reads memory for what the book does not know
+	Mode MemoryMode `form:"mode,omitempty" json:"mode,omitempty"`
+
+	// Pause pause the machine meanwhile, so that the answer is exact
+	Pause MemoryPause `form:"pause,omitempty" json:"pause,omitempty"`
+}
+
+// GetMemoryMapParams defines parameters for GetMemoryMap.
+type GetMemoryMapParams struct {
+	// Mode quick asks the book of names; full reads memory for what the book does not know
+	Mode MemoryMode `form:"mode,omitempty" json:"mode,omitempty"`
+
+	// Pause pause the machine meanwhile, so that the answer is exact
+	Pause MemoryPause `form:"pause,omitempty" json:"pause,omitempty"`
 }
 
 // SetBalloonJSONRequestBody defines body for SetBalloon for application/json ContentType.
@@ -359,6 +598,25 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/kill (the `Kill` operationId).
 	Kill(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetMemory What the guest's memory equals, and how it is mapped
+	//
+	// With pause, a running machine is paused for as long as the answer takes
+	// and resumed afterwards. A full answer reads memory: a second for a few
+	// GiB and core.
+	//
+	// Corresponds with GET /v1/vm/memory (the `GetMemory` operationId).
+	GetMemory(ctx context.Context, params *GetMemoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetMemoryMap The same, place by place
+	//
+	// The answer is bounded: one byte a page up to 4 GiB of RAM, then counts a
+	// large frame, and from 128 GiB on counts for several frames, so that there
+	// are never more than 65536 cells. With one byte a frame that is 1.4 MB for
+	// 4 GiB and at most 4 MB for 1 TiB, where a cell is 16 MiB.
+	//
+	// Corresponds with GET /v1/vm/memory/map (the `GetMemoryMap` operationId).
+	GetMemoryMap(ctx context.Context, params *GetMemoryMapParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// Pause Stop the vCPUs and drain the devices; pausing twice is no error
 	//
@@ -528,6 +786,45 @@ func (c *Client) ListForwards(ctx context.Context, reqEditors ...RequestEditorFn
 // Corresponds with PUT /v1/vm/kill (the `Kill` operationId).
 func (c *Client) Kill(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewKillRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetMemory What the guest's memory equals, and how it is mapped
+//
+// With pause, a running machine is paused for as long as the answer takes
+// and resumed afterwards. A full answer reads memory: a second for a few
+// GiB and core.
+//
+// Corresponds with GET /v1/vm/memory (the `GetMemory` operationId).
+func (c *Client) GetMemory(ctx context.Context, params *GetMemoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMemoryRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetMemoryMap The same, place by place
+//
+// The answer is bounded: one byte a page up to 4 GiB of RAM, then counts a
+// large frame, and from 128 GiB on counts for several frames, so that there
+// are never more than 65536 cells. With one byte a frame that is 1.4 MB for
+// 4 GiB and at most 4 MB for 1 TiB, where a cell is 16 MiB.
+//
+// Corresponds with GET /v1/vm/memory/map (the `GetMemoryMap` operationId).
+func (c *Client) GetMemoryMap(ctx context.Context, params *GetMemoryMapParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMemoryMapRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -847,6 +1144,122 @@ func NewKillRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetMemoryRequest constructs an http.Request for the GetMemory method
+func NewGetMemoryRequest(server string, params *GetMemoryParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vm/memory")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "mode", params.Mode, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pause", params.Pause, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetMemoryMapRequest constructs an http.Request for the GetMemoryMap method
+func NewGetMemoryMapRequest(server string, params *GetMemoryMapParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vm/memory/map")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "mode", params.Mode, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pause", params.Pause, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewPauseRequest constructs an http.Request for the Pause method
 func NewPauseRequest(server string) (*http.Request, error) {
 	var err error
@@ -1101,6 +1514,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/kill (the `Kill` operationId).
 	KillWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*KillResponse, error)
+
+	// GetMemoryWithResponse What the guest's memory equals, and how it is mapped
+	//
+	// With pause, a running machine is paused for as long as the answer takes
+	// and resumed afterwards. A full answer reads memory: a second for a few
+	// GiB and core.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/vm/memory (the `GetMemory` operationId).
+	GetMemoryWithResponse(ctx context.Context, params *GetMemoryParams, reqEditors ...RequestEditorFn) (*GetMemoryResponse, error)
+
+	// GetMemoryMapWithResponse The same, place by place
+	//
+	// The answer is bounded: one byte a page up to 4 GiB of RAM, then counts a
+	// large frame, and from 128 GiB on counts for several frames, so that there
+	// are never more than 65536 cells. With one byte a frame that is 1.4 MB for
+	// 4 GiB and at most 4 MB for 1 TiB, where a cell is 16 MiB.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/vm/memory/map (the `GetMemoryMap` operationId).
+	GetMemoryMapWithResponse(ctx context.Context, params *GetMemoryMapParams, reqEditors ...RequestEditorFn) (*GetMemoryMapResponse, error)
 
 	// PauseWithResponse Stop the vCPUs and drain the devices; pausing twice is no error
 	//
@@ -1453,6 +1889,102 @@ func (r KillResponse) ContentType() string {
 	return ""
 }
 
+type GetMemoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Memory
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetMemoryResponse) GetJSON200() *Memory {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetMemoryResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMemoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMemoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMemoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMemoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetMemoryMapResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *MemoryMap
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetMemoryMapResponse) GetJSON200() *MemoryMap {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetMemoryMapResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMemoryMapResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMemoryMapResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMemoryMapResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMemoryMapResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type PauseResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -1782,6 +2314,41 @@ func (c *ClientWithResponses) KillWithResponse(ctx context.Context, reqEditors .
 	return ParseKillResponse(rsp)
 }
 
+// GetMemoryWithResponse What the guest's memory equals, and how it is mapped
+//
+// With pause, a running machine is paused for as long as the answer takes
+// and resumed afterwards. A full answer reads memory: a second for a few
+// GiB and core.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/vm/memory (the `GetMemory` operationId).
+func (c *ClientWithResponses) GetMemoryWithResponse(ctx context.Context, params *GetMemoryParams, reqEditors ...RequestEditorFn) (*GetMemoryResponse, error) {
+	rsp, err := c.GetMemory(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMemoryResponse(rsp)
+}
+
+// GetMemoryMapWithResponse The same, place by place
+//
+// The answer is bounded: one byte a page up to 4 GiB of RAM, then counts a
+// large frame, and from 128 GiB on counts for several frames, so that there
+// are never more than 65536 cells. With one byte a frame that is 1.4 MB for
+// 4 GiB and at most 4 MB for 1 TiB, where a cell is 16 MiB.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/vm/memory/map (the `GetMemoryMap` operationId).
+func (c *ClientWithResponses) GetMemoryMapWithResponse(ctx context.Context, params *GetMemoryMapParams, reqEditors ...RequestEditorFn) (*GetMemoryMapResponse, error) {
+	rsp, err := c.GetMemoryMap(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMemoryMapResponse(rsp)
+}
+
 // PauseWithResponse Stop the vCPUs and drain the devices; pausing twice is no error
 //
 // Returns a wrapper object for the known response body format(s).
@@ -2072,6 +2639,72 @@ func ParseKillResponse(rsp *http.Response) (*KillResponse, error) {
 	return response, nil
 }
 
+// ParseGetMemoryResponse parses an HTTP response from a GetMemoryWithResponse call
+func ParseGetMemoryResponse(rsp *http.Response) (*GetMemoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMemoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Memory
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetMemoryMapResponse parses an HTTP response from a GetMemoryMapWithResponse call
+func ParseGetMemoryMapResponse(rsp *http.Response) (*GetMemoryMapResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMemoryMapResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest MemoryMap
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParsePauseResponse parses an HTTP response from a PauseWithResponse call
 func ParsePauseResponse(rsp *http.Response) (*PauseResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -2244,6 +2877,12 @@ type ServerInterface interface {
 	// Kill End the machine at once, as pulling the plug does
 	// (PUT /v1/vm/kill)
 	Kill(w http.ResponseWriter, r *http.Request)
+	// GetMemory What the guest's memory equals, and how it is mapped
+	// (GET /v1/vm/memory)
+	GetMemory(w http.ResponseWriter, r *http.Request, params GetMemoryParams)
+	// GetMemoryMap The same, place by place
+	// (GET /v1/vm/memory/map)
+	GetMemoryMap(w http.ResponseWriter, r *http.Request, params GetMemoryMapParams)
 	// Pause Stop the vCPUs and drain the devices; pausing twice is no error
 	// (PUT /v1/vm/pause)
 	Pause(w http.ResponseWriter, r *http.Request)
@@ -2359,6 +2998,98 @@ func (siw *ServerInterfaceWrapper) Kill(w http.ResponseWriter, r *http.Request) 
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.Kill(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetMemory operation middleware
+func (siw *ServerInterfaceWrapper) GetMemory(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMemoryParams
+
+	// ------------- Optional query parameter "mode" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "mode", r.URL.Query(), &params.Mode, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "mode"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "mode", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "pause" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pause", r.URL.Query(), &params.Pause, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "pause"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "pause", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetMemory(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetMemoryMap operation middleware
+func (siw *ServerInterfaceWrapper) GetMemoryMap(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMemoryMapParams
+
+	// ------------- Optional query parameter "mode" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "mode", r.URL.Query(), &params.Mode, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "mode"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "mode", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "pause" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pause", r.URL.Query(), &params.Pause, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "pause"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "pause", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetMemoryMap(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2569,6 +3300,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/balloon", wrapper.SetBalloon)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/console-size", wrapper.SetConsoleSize)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/forwards", wrapper.ListForwards)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/memory", wrapper.GetMemory)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/memory/map", wrapper.GetMemoryMap)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/metrics", wrapper.GetMetrics)
 
 	return m
@@ -2823,6 +3556,84 @@ func (response KilldefaultJSONResponse) VisitKillResponse(w http.ResponseWriter)
 	return err
 }
 
+type GetMemoryRequestObject struct {
+	Params GetMemoryParams
+}
+
+type GetMemoryResponseObject interface {
+	VisitGetMemoryResponse(w http.ResponseWriter) error
+}
+
+type GetMemory200JSONResponse Memory
+
+func (response GetMemory200JSONResponse) VisitGetMemoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMemorydefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetMemorydefaultJSONResponse) VisitGetMemoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMemoryMapRequestObject struct {
+	Params GetMemoryMapParams
+}
+
+type GetMemoryMapResponseObject interface {
+	VisitGetMemoryMapResponse(w http.ResponseWriter) error
+}
+
+type GetMemoryMap200JSONResponse MemoryMap
+
+func (response GetMemoryMap200JSONResponse) VisitGetMemoryMapResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMemoryMapdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetMemoryMapdefaultJSONResponse) VisitGetMemoryMapResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PauseRequestObject struct {
 }
 
@@ -3013,6 +3824,12 @@ type StrictServerInterface interface {
 	// Kill End the machine at once, as pulling the plug does
 	// (PUT /v1/vm/kill)
 	Kill(ctx context.Context, request KillRequestObject) (KillResponseObject, error)
+	// GetMemory What the guest's memory equals, and how it is mapped
+	// (GET /v1/vm/memory)
+	GetMemory(ctx context.Context, request GetMemoryRequestObject) (GetMemoryResponseObject, error)
+	// GetMemoryMap The same, place by place
+	// (GET /v1/vm/memory/map)
+	GetMemoryMap(ctx context.Context, request GetMemoryMapRequestObject) (GetMemoryMapResponseObject, error)
 	// Pause Stop the vCPUs and drain the devices; pausing twice is no error
 	// (PUT /v1/vm/pause)
 	Pause(ctx context.Context, request PauseRequestObject) (PauseResponseObject, error)
@@ -3244,6 +4061,58 @@ func (sh *strictHandler) Kill(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(KillResponseObject); ok {
 		if err := validResponse.VisitKillResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetMemory operation middleware
+func (sh *strictHandler) GetMemory(w http.ResponseWriter, r *http.Request, params GetMemoryParams) {
+	var request GetMemoryRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMemory(ctx, request.(GetMemoryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMemory")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetMemoryResponseObject); ok {
+		if err := validResponse.VisitGetMemoryResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetMemoryMap operation middleware
+func (sh *strictHandler) GetMemoryMap(w http.ResponseWriter, r *http.Request, params GetMemoryMapParams) {
+	var request GetMemoryMapRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMemoryMap(ctx, request.(GetMemoryMapRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMemoryMap")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetMemoryMapResponseObject); ok {
+		if err := validResponse.VisitGetMemoryMapResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -49,6 +49,21 @@ func (f *fakeMachine) Stats() (Stats, error) {
 	}, f.call("stats")
 }
 
+func (f *fakeMachine) Memory(_ context.Context, q MemoryQuery) (Memory, error) {
+	mode := q.mode()
+	return Memory{
+		Bytes: 1 << 30, Mode: mode, Exact: q.Pause, DurMs: 3, NotPopulatedBytes: 1 << 29, ZeroBytes: 1 << 28, UniqueBytes: 1 << 28,
+		Tracker: MemoryTracker{Kind: "none", Sees: "nothing", Misses: "everything"},
+	}, f.call("memory %+v", q)
+}
+
+func (f *fakeMachine) MemoryMap(_ context.Context, q MemoryQuery) (MemoryMap, error) {
+	return MemoryMap{
+		Mode: q.mode(), Exact: q.Pause, CellBytes: 4096, Regions: []MemoryRegion{{Bytes: 2 << 20}},
+		Classes: []MemoryClass{{Kind: KindZero, Bytes: 8192}}, Pages: make([]byte, 512), Frames: []byte{1},
+	}, f.call("map %+v", q)
+}
+
 func (f *fakeMachine) Pause(context.Context) error  { return f.call("pause") }
 func (f *fakeMachine) Resume(context.Context) error { return f.call("resume") }
 func (f *fakeMachine) PowerButton() error           { return f.call("power-button") }

@@ -26,6 +26,11 @@ type Machine interface {
 	Stop(ctx context.Context, grace time.Duration) error
 	// Kill ends the machine without waiting for it.
 	Kill()
+	// Memory says what the guest's memory equals and how it is mapped. A full
+	// answer takes until it is there or ctx ends.
+	Memory(ctx context.Context, q MemoryQuery) (Memory, error)
+	// MemoryMap says the same place by place.
+	MemoryMap(ctx context.Context, q MemoryQuery) (MemoryMap, error)
 	// Balloon fails with [ErrNotSupported] if there is none.
 	Balloon() (Balloon, error)
 	SetBalloon(bytes uint64) error
@@ -34,3 +39,20 @@ type Machine interface {
 	// if its console has a way to.
 	ConsoleResize(columns, rows uint16)
 }
+
+// MemoryQuery says how to look at memory. The zero value is quick and leaves the
+// machine running.
+type MemoryQuery struct {
+	// Full reads memory for what the book of names does not know.
+	Full bool
+	// Pause pauses a running machine meanwhile, so that the answer is exact.
+	Pause bool
+}
+
+// Bounds of a [MemoryMap]. Up to MaxMapPages pages of RAM a cell is a page, above
+// it is a large frame, doubled until there are at most MaxMapCells.
+const (
+	MaxMapPages   = 1 << 20
+	MaxMapCells   = 1 << 16
+	MaxMapClasses = 16
+)

@@ -39,6 +39,16 @@ func TestRemote(t *testing.T) {
 	if diff := cmp.Diff(want, stats); diff != "" || err != nil {
 		t.Error(err, diff)
 	}
+	for _, q := range []MemoryQuery{{}, {Full: true}, {Pause: true}, {Full: true, Pause: true}} {
+		memory, err := r.Memory(ctx, q)
+		if want := q.mode(); err != nil || memory.Mode != want || memory.Exact != q.Pause || memory.Layers == nil || memory.Frames.Reasons == nil {
+			t.Errorf("%+v: %+v, %v", q, memory, err)
+		}
+		pages, err := r.MemoryMap(ctx, q)
+		if want := q.mode(); err != nil || pages.Mode != want || pages.Exact != q.Pause || len(pages.Pages) != 512 || pages.Frames[0] != 1 {
+			t.Errorf("%+v: %+v, %v", q, pages, err)
+		}
+	}
 	if b, err := r.Balloon(ctx); err != nil || b.ActualBytes != 1 || b.Guest == nil {
 		t.Errorf("%+v, %v", b, err)
 	}
@@ -93,6 +103,8 @@ func TestRemoteErrors(t *testing.T) {
 		}
 		for name, f := range map[string]func() error{
 			"stats":   func() error { _, err := r.Stats(t.Context()); return err },
+			"memory":  func() error { _, err := r.Memory(t.Context(), MemoryQuery{}); return err },
+			"map":     func() error { _, err := r.MemoryMap(t.Context(), MemoryQuery{}); return err },
 			"balloon": func() error { _, err := r.Balloon(t.Context()); return err },
 			"metrics": func() error { _, err := r.Metrics(t.Context()); return err },
 			"resume":  func() error { return r.Resume(t.Context()) },

@@ -118,6 +118,12 @@ func TestBadRequests(t *testing.T) {
 		{"PUT", "/v1/vm/console-size", `{"columns": 80, "rows": 65536}`, 400},
 		{"PUT", "/v1/vm/pause", `{}`, 400},
 		{"GET", "/v1/vm", `{}`, 400},
+		{"GET", "/v1/vm/memory?mode=deep", "", 400},
+		{"GET", "/v1/vm/memory?pause=maybe", "", 400},
+		{"GET", "/v1/vm/memory?mode=full&mode=quick", "", 400},
+		{"GET", "/v1/vm/memory/map?mode=%20", "", 400},
+		{"PUT", "/v1/vm/memory", "", 405},
+		{"GET", "/v1/vm/memory/map/", "", 404},
 		{"GET", "/v1/vm/pause", "", 405},
 		{"POST", "/v1/vm/stats", "", 405},
 		{"GET", "/", "", 404},
@@ -177,7 +183,7 @@ func TestMetricsFormat(t *testing.T) {
 func FuzzHandler(f *testing.F) {
 	for _, seed := range [][3]string{
 		{"GET", "/v1/vm", ""}, {"PUT", "/v1/vm/stop", `{"grace_ms": 5}`}, {"PUT", "/v1/vm/balloon", `{"target_bytes": 1e3}`},
-		{"PUT", "/v1/vm/pause", ""}, {"PUT", "/v1/vm/console-size", `{"columns": 1, "rows": 2}`}, {"DELETE", "/metrics", "x"}, {"GET", "//v1//vm", ""}, {"GET", "/v1/vm/forwards?x=%zz", ""},
+		{"PUT", "/v1/vm/pause", ""}, {"PUT", "/v1/vm/console-size", `{"columns": 1, "rows": 2}`}, {"DELETE", "/metrics", "x"}, {"GET", "/v1/vm/memory?mode=full&pause=true", ""}, {"GET", "/v1/vm/memory/map?mode=%zz&pause", ""}, {"GET", "//v1//vm", ""}, {"GET", "/v1/vm/forwards?x=%zz", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2])
 	}

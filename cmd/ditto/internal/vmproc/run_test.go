@@ -99,6 +99,12 @@ func (m *fakeMachine) Kill() {
 	m.call("kill")
 	m.end <- Exit{Reason: "killed", Code: exit.Killed}
 }
+func (m *fakeMachine) Memory(context.Context, api.MemoryQuery) (api.Memory, error) {
+	return api.Memory{}, api.ErrNotSupported
+}
+func (m *fakeMachine) MemoryMap(context.Context, api.MemoryQuery) (api.MemoryMap, error) {
+	return api.MemoryMap{}, api.ErrNotSupported
+}
 func (m *fakeMachine) Balloon() (api.Balloon, error) { return api.Balloon{}, api.ErrNotSupported }
 func (m *fakeMachine) SetBalloon(uint64) error       { return api.ErrNotSupported }
 func (m *fakeMachine) Forwards() []api.Forward       { return nil }
