@@ -66,10 +66,13 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	if err := m.addPlatform(opts.Console); err != nil {
 		return err
 	}
-	if err := m.addPCI(ctx, opts); err != nil {
+	if err := m.addVCPUs(); err != nil {
 		return err
 	}
-	if err := m.addVCPUs(); err != nil {
+	if err := m.addTracker(); err != nil {
+		return err
+	}
+	if err := m.addPCI(ctx, opts); err != nil {
 		return err
 	}
 	// Threads inside short system calls keep their P for a while: leave the
@@ -145,6 +148,9 @@ func (m *VM) addVCPUs() error {
 		return err
 	}
 	if m.msrIndices, err = m.sys.MSRIndices(); err != nil {
+		return err
+	}
+	if err := m.enableRings(); err != nil {
 		return err
 	}
 	m.cpuid = guestCPUID(supported, m.cfg.CPUs, m.sys.CheckExtension(kvm.CapTSCDeadlineTimer) != 0)

@@ -17,6 +17,8 @@ func (m *VM) handleExit(c *vcpu) error {
 		return m.mmioAccess(c.kvm.MMIO())
 	case kvm.ExitInterrupted, kvm.ExitIRQWindowOpen, kvm.ExitSetTPR, kvm.ExitTPRAccess, kvm.ExitIOAPICEOI, kvm.ExitBusLock, kvm.ExitHLT:
 		return nil
+	case kvm.ExitDirtyRingFull:
+		return m.ringFull()
 	case kvm.ExitShutdown:
 		// A triple fault: the last resort of a kernel that wants a reset.
 		m.log.Warn("triple fault, restarting the guest", "vcpu", c.id, "registers", c.registers())

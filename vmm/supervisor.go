@@ -48,6 +48,7 @@ func (m *VM) serve(r request) *Exit {
 // teardown stops everything that runs and wakes those who wait.
 func (m *VM) teardown(e Exit) {
 	m.mu.Lock()
+	m.stopBackground()
 	for _, c := range m.vcpus {
 		c.stop()
 	}
@@ -67,6 +68,7 @@ func (m *VM) teardown(e Exit) {
 // Preconditions: mu is held.
 func (m *VM) restart() error {
 	ctx := context.Background()
+	m.stopBackground()
 	if err := m.pauseVCPUs(ctx); err != nil {
 		return err
 	}
@@ -97,5 +99,6 @@ func (m *VM) restart() error {
 	if m.state == api.Paused {
 		return nil // the user's pause outlives the restart
 	}
+	m.startBackground()
 	return m.resumeVCPUs(ctx)
 }

@@ -46,6 +46,10 @@ type VM struct {
 	reset0     resetState
 	stats      *kvm.Stats
 
+	tracker memory.Tracker
+	frames  *memory.Frames      // nil where the kernel lacks PAGEMAP_SCAN
+	keeper  *memory.FrameKeeper // nil where frames cannot be made large
+
 	source   bootSource
 	platform platform
 	pci      pciDevices
@@ -63,6 +67,8 @@ type VM struct {
 	exit      Exit
 	resets    int
 	endReason *Exit // set by the first request to end
+
+	background background
 }
 
 // request asks the supervisor for what a vCPU thread or worker cannot do
@@ -147,6 +153,7 @@ func (m *VM) Start(ctx context.Context) error {
 	go m.supervise()
 	m.started = time.Now()
 	m.state = api.Running
+	m.startBackground()
 	return m.resumeVCPUs(ctx)
 }
 
@@ -162,7 +169,9 @@ func (m *VM) Pause(ctx context.Context) error {
 	default:
 		return fmt.Errorf("pause: VM is %s: %w", m.state, api.ErrWrongState)
 	}
+	m.stopBackground() // while the guest still runs: it may take milliseconds
 	if err := m.pauseVCPUs(ctx); err != nil {
+		m.startBackground()
 		return errors.Join(fmt.Errorf("pause: %w", err), m.resumeVCPUs(context.WithoutCancel(ctx)))
 	}
 	m.pci.pause()
@@ -191,6 +200,7 @@ func (m *VM) Resume(ctx context.Context) error {
 		}
 	}
 	m.state = api.Running
+	m.startBackground()
 	if err := m.resumeVCPUs(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}

@@ -1,0 +1,171 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"ditto.vm/memory"
+)
+
+// ErrNoTracker is wrapped when the tracker that the configuration asks for
+// cannot be had on this host.
+var ErrNoTracker = errors.New("use --tracker auto, which takes what this host has")
+
+// ringEntries is the length of each vCPU's dirty ring: 64 MiB of pages written
+// between two looks, in 256 KiB of kernel memory.
+const ringEntries = 1 << 14
+
+// enableRings gives the vCPUs dirty rings if the configuration asks for them.
+// Preconditions: no vCPU is made yet.
+func (m *VM) enableRings() error {
+	if m.cfg.Memory.Tracker != memory.TrackerKVMRing {
+		return nil
+	}
+	if err := m.kvm.EnableDirtyRings(ringEntries); err != nil {
+		return fmt.Errorf("%w: %w", &memory.TrackerError{
+			Kind: memory.TrackerKVMRing, Reason: "this KVM has no dirty rings: Linux 5.11 or newer is needed", Err: err,
+		}, ErrNoTracker)
+	}
+	return nil
+}
+
+// addTracker opens the tracker of writes to guest memory, and the book of its
+// large frames. Preconditions: the vCPUs are made and have not run.
+func (m *VM) addTracker() error {
+	var host memory.TrackerHost
+	if m.cfg.Memory.Tracker == memory.TrackerKVMRing {
+		host.Ring = m.kvm
+		for _, c := range m.vcpus {
+			ring, err := c.kvm.DirtyRing(ringEntries)
+			if err != nil {
+				return fmt.Errorf("vCPU %d: %w", c.id, err)
+			}
+			m.cleanup.add(ring.Close)
+			host.Rings = append(host.Rings, ring)
+		}
+	} else {
+		host.Log = m.kvm
+	}
+	tracker, passed, err := memory.OpenTracker(m.mem, m.cfg.Memory.Tracker, host)
+	if errors.Is(err, memory.ErrUnsupported) {
+		err = fmt.Errorf("%w: %w", err, ErrNoTracker)
+	}
+	if err != nil {
+		return err
+	}
+	m.tracker = tracker
+	m.cleanup.add(func() error {
+		m.mem.SetObserver(nil)
+		return tracker.Close()
+	})
+	if len(passed) > 0 {
+		m.log.Warn("written pages are found the slower way", "tracker", tracker.Kind().String(), "err", passed[0])
+	}
+	return m.addFrames()
+}
+
+// addFrames opens the book of large frames. Without PAGEMAP_SCAN there is none.
+func (m *VM) addFrames() error {
+	frames, err := memory.NewFrames(m.mem, m.tracker)
+	if errors.Is(err, unix.ENOTTY) {
+		m.log.Warn("large frames are neither counted nor made: Linux 6.7 or newer is needed", "err", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("large frames: %w", err)
+	}
+	m.frames = frames
+	m.cleanup.add(frames.Close)
+	if m.mem.Config().HugePages != memory.HugePagesTHP {
+		return nil
+	}
+	if missing := LargePagesMissing("/"); missing != "" {
+		m.log.Warn("guest memory is mapped with small pages", "err", missing)
+		return nil
+	}
+	m.keeper = memory.NewFrameKeeper(frames, memory.DefaultFramePolicy(), m.log)
+	return nil
+}
+
+// LargePagesMissing says why this host backs no memory with transparent huge
+// pages of 2 MiB, and the cure, or returns "". The host's /sys is below root.
+func LargePagesMissing(root string) string {
+	const dir = "sys/kernel/mm/transparent_hugepage"
+	global := chosenWord(filepath.Join(root, dir, "enabled"))
+	if global == "" {
+		return "the kernel has no transparent huge pages: use one with CONFIG_TRANSPARENT_HUGEPAGE, or --hugepages 2M"
+	}
+	// Since Linux 6.8 each size has a switch of its own, usually inherit.
+	own := chosenWord(filepath.Join(root, dir, "hugepages-2048kB/enabled"))
+	switch {
+	case own == "never":
+		return "transparent huge pages of 2 MiB are off: echo inherit > /" + dir + "/hugepages-2048kB/enabled, or use --hugepages off to say that this is meant"
+	case (own == "" || own == "inherit") && global == "never":
+		return "transparent huge pages are off: echo madvise > /" + dir + "/enabled, or use --hugepages off to say that this is meant"
+	}
+	return ""
+}
+
+// chosenWord returns the word in brackets of a file of alternatives.
+func chosenWord(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(text), "[")
+	word, _, closed := strings.Cut(rest, "]")
+	if !closed {
+		return ""
+	}
+	return word
+}
+
+// ringFull makes room in the dirty rings for a vCPU that left the guest for want
+// of it.
+func (m *VM) ringFull() error {
+	ring, ok := m.tracker.(*memory.KVMRing)
+	if !ok {
+		return fmt.Errorf("dirty ring full with tracker %s: %w", m.tracker.Kind(), unix.EPROTO)
+	}
+	return ring.RingFull()
+}
+
+// background is work beside the running guest. It stands still while the guest
+// does, so that whoever looks at a paused guest's memory sees it at rest.
+type background struct {
+	cancel context.CancelFunc // nil while it stands still
+	done   sync.WaitGroup
+}
+
+// startBackground lets the work that goes on beside the guest begin.
+// Preconditions: mu is held and the guest runs, or is about to.
+func (m *VM) startBackground() {
+	b := &m.background
+	if b.cancel != nil {
+		return
+	}
+	var ctx context.Context
+	ctx, b.cancel = context.WithCancel(context.Background())
+	if m.keeper != nil {
+		b.done.Go(func() { m.keeper.Run(ctx) })
+	}
+}
+
+// stopBackground ends it and waits until it has. The guest may run meanwhile.
+// Preconditions: mu is held.
+func (m *VM) stopBackground() {
+	b := &m.background
+	if b.cancel == nil {
+		return
+	}
+	b.cancel()
+	b.done.Wait()
+	b.cancel = nil
+}
