@@ -33,11 +33,12 @@ type Region struct {
 // Space is the RAM of one guest. Reads and writes may come from any goroutine;
 // the guest races with all of them.
 type Space struct {
-	size     uint64
-	config   Config
-	regions  []Region
-	mappings []mapping
-	observer atomic.Pointer[observerBox]
+	size       uint64
+	config     Config
+	regions    []Region
+	mappings   []mapping
+	population population
+	observer   atomic.Pointer[observerBox]
 }
 
 // observerBox lets an interface value sit behind an atomic pointer.
@@ -50,7 +51,7 @@ func New(config Config) (*Space, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Space{size: config.Size, config: config}
+	s := &Space{size: config.Size, config: config, population: openPopulation()}
 	for i, r := range ranges {
 		if hugetlb := config.HugePages == HugePages2M || config.HugePages == HugePages1G; hugetlb && r.Size%config.HugePages.frameSize() != 0 {
 			_ = s.Close()
@@ -71,7 +72,7 @@ func New(config Config) (*Space, error) {
 
 // Close unmaps the memory. No slice obtained from the Space may be used after.
 func (s *Space) Close() error {
-	var errs []error
+	errs := []error{s.population.close()}
 	for _, m := range s.mappings {
 		errs = append(errs, m.close())
 	}
