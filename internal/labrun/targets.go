@@ -30,6 +30,7 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: "."}, // every ioctl, on a KVM with nested paging
+		{Path: "./internal/trackertest"}, // trackers and frames under nested page tables
 		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
 		// The others of its tests move 256 MiB under emulation: they are proofs.
@@ -78,6 +79,10 @@ type Proof struct {
 func Proofs() []Proof {
 	return []Proof{
 		{ID: "boots-native", Package: "./vmm", Run: "^TestBootsLeaveNothing$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "trackers", Package: "./internal/trackertest", Run: "^TestTrackers$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "trackers-npt", Package: "./internal/trackertest", Run: "^TestLabTrackers$", Where: InLab, Timeout: 60 * time.Minute},
+		{ID: "frames", Package: "./internal/trackertest", Run: "^TestFrames$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "frames-npt", Package: "./internal/trackertest", Run: "^TestLabFrames$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "boot-corpus", Package: "./vmm", Run: "^TestCorpusBoots$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},

@@ -34,15 +34,15 @@ func BenchmarkGuestWrites(b *testing.B) {
 func benchGuestWrites(b *testing.B, kind memory.TrackerKind, working uint64, interval time.Duration) {
 	m := newMachine(b, memory.Config{Size: guestStart + working}, kind)
 	m.load(payload.MemWriterConfig{WorkingSet: working, Order: payload.Random, Words: 1, Seed: 1})
-	m.start()
+	m.Start()
 	// Populated and large first, by the check, which reads every page.
 	m.command(payload.CommandCheck, payload.StatePaused)
 	fillGuest(b, m, working)
-	all := m.mem.Regions()[0].Range
+	all := m.Memory.Regions()[0].Range
 	tracked := kind != memory.TrackerNone
-	set := m.mem.NewPageSet()
+	set := m.Memory.NewPageSet()
 	if tracked {
-		if err := m.tracker.Arm(all); err != nil {
+		if err := m.Tracker.Arm(all); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -55,14 +55,14 @@ func benchGuestWrites(b *testing.B, kind memory.TrackerKind, working uint64, int
 		}
 		set.Clear()
 		before := time.Now()
-		if err := m.tracker.Collect(all, set, memory.Rearm); err != nil {
+		if err := m.Tracker.Collect(all, set, memory.Rearm); err != nil {
 			b.Fatal(err)
 		}
 		collecting += time.Since(before)
 		pages += set.Count()
 	}
 	elapsed := time.Since(start)
-	large := m.largeInKVM()
+	_, large := m.mapped()
 	last := m.command(payload.CommandPause, payload.StatePaused)
 	b.ReportMetric(float64(last.Writes-first.Writes)/elapsed.Seconds(), "writes/s")
 	b.ReportMetric(float64(collecting.Nanoseconds())/float64(b.N), "ns/collect")
@@ -97,14 +97,14 @@ func benchQuietGuest(b *testing.B, kind memory.TrackerKind) {
 	m := newMachine(b, memory.Config{Size: guestStart + working}, kind)
 	m.load(payload.MemWriterConfig{WorkingSet: working, Order: payload.Hot, Words: 1, Seed: 1, Rate: rate})
 	for gpa := memory.GPA(guestStart); gpa < guestStart+working; gpa += frame {
-		if err := m.mem.WriteAt(make([]byte, 1), gpa); err != nil {
+		if err := m.Memory.WriteAt(make([]byte, 1), gpa); err != nil {
 			b.Fatal(err)
 		}
 	}
-	m.start()
+	m.Start()
 	m.command(payload.CommandCheck, payload.StatePaused) // KVM maps all of it
-	all, set := m.mem.Regions()[0].Range, m.mem.NewPageSet()
-	if err := m.tracker.Arm(all); err != nil {
+	all, set := m.Memory.Regions()[0].Range, m.Memory.NewPageSet()
+	if err := m.Tracker.Arm(all); err != nil {
 		b.Fatal(err)
 	}
 	m.command(payload.CommandRun, payload.StateRunning)
@@ -112,19 +112,20 @@ func benchQuietGuest(b *testing.B, kind memory.TrackerKind) {
 	for b.Loop() {
 		time.Sleep(100 * time.Millisecond)
 		before := time.Now()
-		if err := m.tracker.Collect(all, set, memory.RearmSmall); err != nil {
+		if err := m.Tracker.Collect(all, set, memory.RearmSmall); err != nil {
 			b.Fatal(err)
 		}
 		collecting += time.Since(before)
 	}
 	m.command(payload.CommandCheck, payload.StatePaused)
-	usage, err := m.mem.HostUsage()
+	usage, err := m.Memory.HostUsage()
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(collecting.Nanoseconds())/float64(b.N), "ns/collect")
 	b.ReportMetric(100*float64(usage.AnonHugePages)/working, "%large-host")
-	b.ReportMetric(100*float64(m.largeInKVM())/(working/frame), "%large-kvm")
+	_, large := m.mapped()
+	b.ReportMetric(100*float64(large)/(working/frame), "%large-kvm")
 	b.ReportMetric(0, "ns/op")
 	m.finish()
 }

@@ -6,4 +6,8 @@
 //	guest memory --- tracker.Collect ---> pages copied ---> Mirror
 //	      |                                                   |
 //	      +------------------ Check: equal? ------------------+
+//
+// A [Machine] is the guest of these checks, and of the benchmarks of trackers: a
+// memory writer on a vCPU of its own. Tests that break and collapse frames under
+// it compare ditto's book with smaps and with KVM.
 package trackertest

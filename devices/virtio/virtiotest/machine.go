@@ -45,12 +45,21 @@ func NewMachine(tb testing.TB) *Machine {
 			tb.Error(err)
 		}
 	})
+	return NewMachineOn(tb, mem)
+}
+
+// NewMachineOn makes a machine on memory that is the caller's: who makes devices
+// and vCPUs share memory, or wants large frames. The driver of slot n allocates
+// from (1+n) MiB on.
+func NewMachineOn(tb testing.TB, mem *memory.Space) *Machine {
+	tb.Helper()
 	m := &Machine{
 		Memory: mem, Ports: &devices.Bus{}, MMIO: &devices.Bus{},
 		MSIs:      &MSIs{},
 		Doorbells: &Doorbells{fds: map[memory.GPA]int{}},
 		Log:       slog.New(slog.DiscardHandler),
 	}
+	var err error
 	m.PCI, err = pci.NewBus(pci.Config{
 		Ports: m.Ports, MMIO: m.MMIO, ECAM: ECAM, Log: m.Log,
 		Window: memory.Range{Start: WindowStart, Size: WindowSize},
