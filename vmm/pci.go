@@ -75,10 +75,14 @@ func (m *VM) addPCI(ctx context.Context, opts Options) error {
 // addBalloon adds the memory balloon with its first target.
 func (m *VM) addBalloon() error {
 	c := m.cfg.Balloon
-	b, err := balloon.New(balloon.Config{
+	offer := balloon.Config{
 		DeflateOnOOM:      bool(c.DeflateOnOOM),
 		FreePageReporting: bool(c.FreePageReporting),
-	})
+	}
+	if m.frames != nil {
+		offer.Holder = &ballooned{space: m.mem, frames: m.frames}
+	}
+	b, err := balloon.New(offer)
 	if err != nil {
 		return fmt.Errorf("balloon: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ditto.vm/devices/virtio"
+	"ditto.vm/memory"
 )
 
 // PageSize is the unit of the balloon in bytes, whatever the guest's and the
@@ -47,6 +48,7 @@ const (
 // Device is a virtio balloon. It implements [virtio.Device].
 type Device struct {
 	features uint64 // what the driver is offered
+	holder   Holder // may be nil
 
 	timer int // timerfd: ask for statistics
 	run   *run
@@ -70,6 +72,22 @@ type Config struct {
 	DeflateOnOOM bool
 	// FreePageReporting lets the driver report pages that the guest freed.
 	FreePageReporting bool
+	// Holder hears which pages the balloon holds; nil for nobody.
+	Holder Holder
+}
+
+// Holder hears which pages the balloon holds. What free page reports give back
+// is not among them: the guest takes it again without a word. Calls come one at
+// a time and must not block. Ranges are whole pages and may lie outside RAM,
+// where they mean nothing.
+type Holder interface {
+	// Hold is called before the pages of r are given back to the host.
+	Hold(r memory.Range)
+	// Release is called when the driver takes the pages of r out of the
+	// balloon, whether or not they were in it.
+	Release(r memory.Range)
+	// ReleaseAll is called when the driver is reset: it has taken all back.
+	ReleaseAll()
 }
 
 // New makes a device without a target.
@@ -85,7 +103,7 @@ func New(config Config) (*Device, error) {
 	if config.FreePageReporting {
 		features |= featureReporting
 	}
-	return &Device{timer: timer, features: features}, nil
+	return &Device{timer: timer, features: features, holder: config.Holder}, nil
 }
 
 // Close gives back what the device holds. It must be stopped.
@@ -198,6 +216,9 @@ func (d *Device) Stop() {
 	d.mu.Unlock()
 	d.run.worker.Stop()
 	d.run = nil
+	if d.holder != nil {
+		d.holder.ReleaseAll()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.actual = 0

@@ -9,8 +9,9 @@
 //
 // A page in the balloon is a hole in the host's memory. It reads as zeros when
 // the guest touches it again, whether or not it asked for it first, so deflating
-// costs the host nothing and needs no bookkeeping. Whoever tracks or names
-// pages hears of each discarded range by the memory's write observer.
+// costs the host nothing. Whoever tracks or names pages hears of each discarded
+// range by the memory's write observer; who must not fill the holes, such as the
+// keeper of large frames, is told by [Holder] which pages the balloon holds.
 //
 // The driver deflates by itself when the guest would otherwise run out of
 // memory (DEFLATE_ON_OOM): a target is a wish.

@@ -52,7 +52,7 @@ func newRun(a virtio.Activation, d *Device) (*run, error) {
 func (r *run) watch() error {
 	for i, serve := range [numQueues]func(*virtio.Chain) error{
 		inflateQueue:      r.inflate,
-		deflateQueue:      checkPages, // the pages come back when they are touched
+		deflateQueue:      r.deflate,
 		oldReportingQueue: r.report,
 		reportingQueue:    r.report,
 	} {
@@ -96,13 +96,32 @@ func (r *run) serve(q *virtio.Queue, serve func(*virtio.Chain) error) {
 
 // inflate gives the chain's pages back to the host.
 func (r *run) inflate(c *virtio.Chain) error {
+	return r.eachRun(c, func(pages memory.Range) error {
+		if h := r.device.holder; h != nil {
+			h.Hold(pages)
+		}
+		return r.discard(pages.Start, pages.Size)
+	})
+}
+
+// deflate does nothing to memory: the pages come back when they are touched.
+func (r *run) deflate(c *virtio.Chain) error {
+	h := r.device.holder
+	if h == nil {
+		return checkPages(c)
+	}
+	return r.eachRun(c, func(pages memory.Range) error { h.Release(pages); return nil })
+}
+
+// eachRun calls do for each run of consecutive pages that the chain names.
+func (r *run) eachRun(c *virtio.Chain, do func(memory.Range) error) error {
 	if err := checkPages(c); err != nil {
 		return err
 	}
 	n := c.ReadAt(r.raw[:], 0)
 	for pages := sortPages(r.pages, r.raw[:n]); len(pages) > 0; {
 		run, rest := nextRun(pages)
-		if err := r.discard(run.Start, run.Size); err != nil {
+		if err := do(run); err != nil {
 			return err
 		}
 		pages = rest
