@@ -39,7 +39,7 @@ test: setup ## run all tests: vet, unit, native KVM, and the lab batch
 unit: ## run the tests that need no Linux guest, with small counts
 	$(if $(wildcard /dev/kvm),DITTO_REQUIRE_KVM=1) $(GO) test ./...
 
-lab-test: ## run the tests that need Linux guests, in one emulated host
+lab-test: ## run the tests that need Linux guests, in emulated hosts
 	$(GO) run ./cmd/ditto-lab prepare
 	$(GO) run ./cmd/ditto-lab test $(ARGS)
 

@@ -19,6 +19,9 @@ type testFlags struct {
 	run    string
 	again  bool
 	limit  time.Duration
+	// how many labs, and whether to print all output
+	labs    int
+	verbose bool
 }
 
 // newTestCommand runs tests that need Linux guests.
@@ -26,11 +29,11 @@ func newTestCommand(stdout, stderr io.Writer) *cobra.Command {
 	f := &testFlags{}
 	cmd := &cobra.Command{
 		Use:   "test [flags] [PACKAGE...]",
-		Short: "Run the tests that need Linux guests in one emulated host",
+		Short: "Run the tests that need Linux guests in emulated hosts",
 		Long: `Compile the test binaries of the packages (by default all that are listed in
-internal/labrun) and run their TestLab... and TestLinux... tests in one emulated
-host, or on this machine if its own KVM runs Linux. Nothing may be skipped there.
-It must be run inside the source tree.`,
+internal/labrun) and run their TestLab... and TestLinux... tests in emulated
+hosts, several at a time, or on this machine if its own KVM runs Linux. Nothing
+may be skipped there. It must be run inside the source tree.`,
 		RunE: func(_ *cobra.Command, pkgs []string) error {
 			list := labrun.LabPackages()
 			if len(pkgs) > 0 {
@@ -70,6 +73,8 @@ func (f *testFlags) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.native, "native", false, "use this machine's KVM even if it does not seem to run Linux")
 	cmd.Flags().BoolVar(&f.lab, "lab", false, "use an emulated host even if this machine's KVM runs Linux")
 	cmd.MarkFlagsMutuallyExclusive("native", "lab")
+	cmd.Flags().IntVarP(&f.labs, "jobs", "j", 0, "emulated hosts to use at a time (0: as many as this machine carries)")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "print also the output of what passed")
 	cmd.Flags().DurationVarP(&f.limit, "timeout", "t", labrun.DefaultTimeout, "time limit of each test binary")
 }
 
@@ -89,6 +94,8 @@ func (f *testFlags) with(stdout, stderr io.Writer, fn func(context.Context, *lab
 		Out:     stdout,
 		Log:     slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
 		Native:  native,
+		Workers: f.labs,
+		Verbose: f.verbose,
 		Run:     f.run,
 		Timeout: f.limit,
 	}

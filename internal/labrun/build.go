@@ -53,6 +53,23 @@ func (p *testPackage) compile(ctx context.Context, dir string) error {
 	return goTool(ctx, "test", "-c", "-vet=off", "-buildvcs=false", "-o", p.binary, p.ImportPath)
 }
 
+// tests lists the tests of the compiled binary that a pattern matches.
+func (p *testPackage) tests(ctx context.Context, pattern string) ([]string, error) {
+	cmd := exec.CommandContext(ctx, p.binary, "-test.list="+pattern)
+	cmd.Dir, cmd.Stderr = p.Dir, os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the tests of %s: %w", p.ImportPath, err)
+	}
+	var names []string
+	for name := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(name, "Test") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
 // buildCommands builds the commands that tests run, for EnvBin.
 func buildCommands(ctx context.Context, dir string) error {
 	return goTool(ctx, "build", "-buildvcs=false", "-o", dir+string(filepath.Separator), "./cmd/...")

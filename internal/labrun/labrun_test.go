@@ -39,7 +39,7 @@ some --- PASS: text
 `
 
 func TestScanner(t *testing.T) {
-	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Failures: []string{"TestLabB"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
+	want := &Report{Passed: 1, Failed: 1, Skipped: 1, Skips: []string{"TestLabA/sub"}, Figures: []Figure{{"boot-200", "0 leaks"}}}
 	for _, step := range []int{1, 7, len(verbose)} {
 		got, out := scanText(t, verbose, step)
 		if diff := gocmp.Diff(want, got); diff != "" {
@@ -71,23 +71,34 @@ func FuzzScanner(f *testing.F) {
 
 func TestCheck(t *testing.T) {
 	for name, tc := range map[string]struct {
-		r       Report
-		code    int
-		mayskip bool
-		want    string // part of the error; "" is none
+		r    Report
+		code int
+		want string // part of the error; "" is none
 	}{
-		"good":               {Report{Passed: 2}, 0, false, ""},
-		"status":             {Report{Passed: 2}, 2, false, "exit status 2"},
-		"hidden failure":     {Report{Passed: 2, Failed: 1}, 0, false, "failed"},
-		"skip":               {Report{Passed: 2, Skipped: 1, Skips: []string{"TestX"}}, 0, false, "TestX"},
-		"skip where it may":  {Report{Passed: 2, Skipped: 1}, 0, true, ""},
-		"nothing":            {Report{}, 0, false, "no test"},
-		"nothing but a skip": {Report{Skipped: 1}, 0, true, "no test"},
+		"good":           {Report{Passed: 2}, 0, ""},
+		"status":         {Report{Passed: 2}, 2, "exit status 2"},
+		"hidden failure": {Report{Passed: 2, Failed: 1}, 0, "failed"},
+		"skip":           {Report{Passed: 2, Skipped: 1, Skips: []string{"TestX"}}, 0, "TestX"},
+		"nothing":        {Report{}, 0, "no test"},
 	} {
-		err := tc.r.check("pkg", tc.code, tc.mayskip)
+		err := tc.r.check(tc.code)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
+	}
+}
+
+func TestFuzzRuns(t *testing.T) {
+	const out = `fuzz: elapsed: 0s, gathering baseline coverage: 0/9 completed
+fuzz: elapsed: 3s, execs: 9131 (3043/sec), new interesting: 1 (total: 10)
+fuzz: elapsed: 6s, execs: 18262 (3043/sec), new interesting: 1 (total: 10)
+PASS
+`
+	if got := fuzzRuns(out); got != "18262" {
+		t.Errorf("%q runs", got)
+	}
+	if got := fuzzRuns("PASS\n"); got != "" {
+		t.Errorf("%q runs in an output that tells none", got)
 	}
 }
 
@@ -200,17 +211,62 @@ func TestNativeRun(t *testing.T) {
 	if err := r.open(t.Context(), pkgs); err != nil {
 		t.Fatal(err)
 	}
-	report, err := r.one(t.Context(), target{pkg: pkgs[0], where: Native, args: []string{"-test.run=^TestUpdate"}})
+	run := func(ctx context.Context, args ...string) (report *Report, err error) {
+		done := 0
+		j := job{id: "proofs", target: target{pkg: pkgs[0], where: Native, args: args}}
+		r.pool(ctx, []job{j}, func(_ job, got *Report, failure error) {
+			report, err = got, failure
+			done++
+		})
+		if done > 1 {
+			t.Errorf("the job ended %d times", done)
+		}
+		return report, err
+	}
+	report, err := run(t.Context(), "-test.run=^TestUpdate")
 	if err != nil || report.Passed != 3 {
 		t.Errorf("%+v, %v; want 3 passed", report, err)
 	}
-	if _, err := r.one(t.Context(), target{pkg: pkgs[0], where: Native, args: []string{"-test.run=^TestNone$"}}); err == nil {
-		t.Error("a target without tests passed")
+	if strings.Contains(out.String(), "--- PASS") || !strings.Contains(out.String(), "ok    proofs in ") {
+		t.Errorf("what passed printed:\n%s", &out)
+	}
+	if _, err := run(t.Context(), "-test.run=^TestNone$"); err == nil {
+		t.Error("a job without tests passed")
+	}
+	if !strings.Contains(out.String(), "no tests to run") {
+		t.Errorf("what failed printed:\n%s", &out)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := r.one(ctx, target{pkg: pkgs[0], where: Native}); err == nil {
-		t.Error("a target passed with a context that had ended")
+	if report, err := run(ctx); report != nil && err == nil {
+		t.Error("a job passed with a context that had ended")
+	}
+}
+
+// TestPoolRunsAll: more jobs than workers, all run, some at the same time.
+func TestPoolRunsAll(t *testing.T) {
+	var out bytes.Buffer
+	r := &Runner{Out: &out, Workers: 2, workDir: t.TempDir()}
+	pkgs, err := listPackages(t.Context(), "ditto.vm/internal/proofs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.open(t.Context(), pkgs); err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := r.batchJobs(t.Context(), LabPackage{Boots: true, Run: "^Test"}, pkgs[0])
+	if err != nil || len(jobs) < 3 {
+		t.Fatalf("%d jobs, %v", len(jobs), err)
+	}
+	passed := map[string]bool{}
+	r.pool(t.Context(), jobs, func(j job, report *Report, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		passed[j.id] = true
+	})
+	if len(passed) != len(jobs) {
+		t.Errorf("%d of %d jobs ran", len(passed), len(jobs))
 	}
 }
 

@@ -2,6 +2,7 @@ package labrun
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -19,21 +20,20 @@ type Figure struct {
 type Report struct {
 	Passed, Failed, Skipped int // tests and subtests
 	Skips                   []string
-	Failures                []string // top-level tests
 	Figures                 []Figure
 }
 
 // check tells what is wrong with a run that ended with code.
-func (r *Report) check(name string, code int, mayskip bool) error {
+func (r *Report) check(code int) error {
 	switch {
 	case code != 0:
-		return fmt.Errorf("%s: %d tests failed, exit status %d", name, r.Failed, code)
+		return fmt.Errorf("%d tests failed, exit status %d", r.Failed, code)
 	case r.Failed > 0:
-		return fmt.Errorf("%s: %d tests failed", name, r.Failed)
-	case r.Skipped > 0 && !mayskip:
-		return fmt.Errorf("%s: %d tests were skipped where nothing may skip: %s", name, r.Skipped, strings.Join(r.Skips, ", "))
+		return fmt.Errorf("%d tests failed", r.Failed)
+	case r.Skipped > 0:
+		return fmt.Errorf("%d tests were skipped where nothing may skip: %s", r.Skipped, strings.Join(r.Skips, ", "))
 	case r.Passed == 0:
-		return fmt.Errorf("%s: no test was run", name)
+		return errors.New("no test was run")
 	}
 	return nil
 }
@@ -91,9 +91,6 @@ func (r *Report) scan(line string) {
 		r.Passed++
 	case "FAIL":
 		r.Failed++
-		if !strings.Contains(name, "/") {
-			r.Failures = append(r.Failures, name)
-		}
 	case "SKIP":
 		r.Skipped++
 		r.Skips = append(r.Skips, name)

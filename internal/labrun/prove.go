@@ -49,32 +49,36 @@ func (r *Runner) Prove(ctx context.Context, ids []string, again bool) error {
 	if st.Tree != tree || again {
 		st = state{Tree: tree, Passed: map[string]time.Time{}}
 	}
-	var failed error
+	var left []job
 	for _, j := range jobs {
 		if when, ok := st.Passed[j.id]; ok {
 			r.printf("=== %s passed on %s\n", j.id, when.Format(time.DateTime))
 			continue
 		}
-		if err := r.prove(ctx, j); err != nil {
-			r.printf("=== %s: %v\n", j.id, err)
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", j.id, err))
-			if ctx.Err() != nil {
-				return errors.Join(failed, context.Cause(ctx))
-			}
-			continue
-		}
-		st.Passed[j.id] = time.Now().Round(time.Second)
-		if err := st.save(StatePath); err != nil {
+		if err := r.compile(ctx, &j); err != nil {
 			return err
 		}
+		left = append(left, j)
 	}
-	return failed
+	var failed error
+	r.pool(ctx, left, func(j job, report *Report, err error) {
+		if err == nil {
+			err = r.writeFigures(j, report)
+		}
+		if err == nil {
+			st.Passed[j.id] = time.Now().Round(time.Second)
+			err = st.save(StatePath)
+		}
+		failed = errors.Join(failed, err)
+	})
+	return errors.Join(failed, context.Cause(ctx))
 }
 
-// job is a proof or a fuzz target, ready to run.
+// job is a test, a proof or a fuzz target.
 type job struct {
 	id     string
 	target target
+	fuzz   bool
 }
 
 // jobs collects what is to be proven.
@@ -84,10 +88,10 @@ func (r *Runner) jobs(ctx context.Context, ids []string) ([]job, error) {
 		wanted[id] = true
 	}
 	var jobs []job
-	add := func(id string, t target) {
+	add := func(id string, t target, fuzz bool) {
 		if len(ids) == 0 || wanted[id] {
 			delete(wanted, id)
-			jobs = append(jobs, job{id, t})
+			jobs = append(jobs, job{id: id, target: t, fuzz: fuzz})
 		}
 	}
 	for _, p := range Proofs() {
@@ -102,14 +106,14 @@ func (r *Runner) jobs(ctx context.Context, ids []string) ([]job, error) {
 			pkg: pkgs[0], where: p.Where, timeout: p.Timeout,
 			args: []string{"-test.run=" + p.Run},
 			env:  []string{labtest.EnvProve + "=1"},
-		})
+		}, false)
 	}
 	fuzz, err := fuzzTargets(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range fuzz {
-		add(f.id, f.target)
+		add(f.id, f.target, true)
 	}
 	if len(wanted) > 0 {
 		return nil, fmt.Errorf("no proof is called %s", strings.Join(keys(wanted), ", "))
@@ -133,7 +137,7 @@ func fuzzTargets(ctx context.Context) ([]job, error) {
 			jobs = append(jobs, job{
 				id: "fuzz:" + strings.TrimPrefix(p.ImportPath, "ditto.vm/") + "." + name,
 				target: target{
-					pkg: p, where: Native, timeout: FuzzTime + 10*time.Minute, mayskip: true,
+					pkg: p, where: Native, timeout: FuzzTime + 10*time.Minute,
 					args: []string{"-test.run=^" + name + "$", "-test.fuzz=^" + name + "$", "-test.fuzztime=" + FuzzTime.String()},
 				},
 			})
@@ -163,19 +167,23 @@ func fuzzNames(p testPackage) ([]string, error) {
 	return names, nil
 }
 
-// prove runs one job and writes its figures down.
-func (r *Runner) prove(ctx context.Context, j job) error {
-	pkgs := []testPackage{j.target.pkg}
-	if strings.HasPrefix(j.id, "fuzz:") {
-		return r.fuzz(ctx, j)
+// compile builds the test binary of a job that needs one.
+func (r *Runner) compile(ctx context.Context, j *job) error {
+	if j.fuzz {
+		return nil
 	}
+	pkgs := []testPackage{j.target.pkg}
 	if err := r.open(ctx, pkgs); err != nil {
 		return err
 	}
 	j.target.pkg = pkgs[0]
-	report, err := r.one(ctx, j.target)
-	if err != nil {
-		return err
+	return nil
+}
+
+// writeFigures writes what a proof measured into the table of claims.
+func (r *Runner) writeFigures(j job, report *Report) error {
+	if report == nil {
+		return nil
 	}
 	where := "here"
 	if j.target.where == InLab && !r.Native {
@@ -188,19 +196,6 @@ func (r *Runner) prove(ctx context.Context, j job) error {
 		}
 	}
 	return nil
-}
-
-// fuzz runs a fuzz target with the go command, whose coverage instrumentation
-// and cache a bare test binary lacks.
-func (r *Runner) fuzz(ctx context.Context, j job) error {
-	r.printf("=== %s for %s\n", j.id, FuzzTime)
-	args := []string{"test", j.target.pkg.ImportPath}
-	for _, a := range j.target.args {
-		args = append(args, "-"+strings.TrimPrefix(a, "-test."))
-	}
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Stdout, cmd.Stderr = r.Out, r.Out
-	return cmd.Run()
 }
 
 // fingerprint identifies the sources: what is committed and what is changed,

@@ -8,46 +8,48 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"ditto.vm/internal/lab"
 	"ditto.vm/internal/labtest"
 )
 
-// Runner runs test binaries.
+// Runner runs test binaries, several at a time, each worker in a lab of its own.
 type Runner struct {
-	Out     io.Writer    // output of tests and progress
-	Log     *slog.Logger // of the lab
-	Lab     lab.Options
+	Out     io.Writer     // what passed and failed, and the output of what failed
+	Log     *slog.Logger  // of the labs
+	Lab     lab.Options   // of each lab; CPUs 0 means one
+	Workers int           // how many run at a time; 0 means what this machine carries
 	Native  bool          // run on this machine what would run in the lab
+	Verbose bool          // print also the output of what passed
 	Run     string        // pattern of test names; "" means the list's
-	Timeout time.Duration // for each test binary; 0 means DefaultTimeout
+	Timeout time.Duration // for each run of a test binary; 0 means DefaultTimeout
 	Env     []string      // added to the environment of the tests
 
-	started *lab.Lab
+	mu      sync.Mutex // guards Out
 	workDir string
 }
 
-// DefaultTimeout bounds one test binary.
+// DefaultTimeout bounds one run of a test binary.
 const DefaultTimeout = 30 * time.Minute
 
 // target is one run of one test binary.
 type target struct {
+	name    string // of the job, for people
 	pkg     testPackage
 	args    []string // without -test.v and the time limit
 	where   Where
 	timeout time.Duration
 	env     []string
-	mayskip bool
 }
 
-// Batch runs the lab tests of packages, all in one lab. It runs them all even
-// if some fail.
+// Batch runs the lab tests of packages, test by test. It runs them all even if
+// some fail.
 func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
-	var targets []target
+	var jobs []job
 	for _, lp := range list {
 		if lp.Boots && r.Native {
 			continue
@@ -62,53 +64,43 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 		if err := r.open(ctx, pkgs); err != nil {
 			return err
 		}
-		run := cmp.Or(r.Run, lp.Run, LabRun)
 		for _, p := range pkgs {
-			t := target{pkg: p, args: []string{"-test.run=" + run}, where: InLab, timeout: r.Timeout}
-			if lp.Boots {
-				t.where, t.env = Native, []string{labtest.EnvBoot + "=1"}
+			more, err := r.batchJobs(ctx, lp, p)
+			if err != nil {
+				return err
 			}
-			targets = append(targets, t)
+			jobs = append(jobs, more...)
 		}
 	}
 	var failed error
-	for _, t := range targets {
-		report, err := r.one(ctx, t)
-		if err != nil {
-			r.printf("=== %v\n", err)
-			err = r.again(ctx, t, report, err)
-		}
-		if err != nil {
-			failed = errors.Join(failed, err)
-		}
-		if ctx.Err() != nil {
-			return errors.Join(failed, context.Cause(ctx))
-		}
-	}
-	return failed
+	r.pool(ctx, jobs, func(_ job, _ *Report, err error) { failed = errors.Join(failed, err) })
+	return errors.Join(failed, context.Cause(ctx))
 }
 
-// again runs what has failed in the emulated host once more, in a new one: guests
-// inside an emulated host now and then die of a triple fault. What then passes
-// is called flaky in the output and does not fail the batch. On hardware, and
-// in proofs, nothing is run again.
-func (r *Runner) again(ctx context.Context, t target, first *Report, failure error) error {
-	if r.Native || ctx.Err() != nil {
-		return failure
+// batchJobs makes a job of each test of a package, or of all of them.
+func (r *Runner) batchJobs(ctx context.Context, lp LabPackage, p testPackage) ([]job, error) {
+	pattern := cmp.Or(r.Run, lp.Run, LabRun)
+	short := strings.TrimPrefix(p.ImportPath, "ditto.vm/")
+	t := target{name: short, pkg: p, args: []string{"-test.run=" + pattern}, where: InLab, timeout: r.Timeout}
+	if lp.Boots {
+		t.where, t.env = Native, []string{labtest.EnvBoot + "=1"}
 	}
-	if r.started != nil {
-		_ = r.started.Close()
-		r.started = nil
+	if lp.Whole {
+		return []job{{id: short, target: t}}, nil
 	}
-	if len(first.Failures) > 0 {
-		t.args = []string{"-test.run=^(" + strings.Join(first.Failures, "|") + ")$"}
+	tests, err := p.tests(ctx, pattern)
+	if err != nil {
+		return nil, err
 	}
-	r.printf("=== %s: once more in a new emulated host\n", t.pkg.ImportPath)
-	if _, err := r.one(ctx, t); err != nil {
-		return errors.Join(failure, fmt.Errorf("once more: %w", err))
+	var jobs []job
+	for _, name := range tests {
+		t.name, t.args = short+" "+name, []string{"-test.run=^" + name + "$"}
+		jobs = append(jobs, job{id: t.name, target: t})
 	}
-	r.printf("=== %s: FLAKY, passed when run again: %s\n", t.pkg.ImportPath, strings.Join(first.Failures, ", "))
-	return nil
+	if len(jobs) == 0 {
+		return nil, fmt.Errorf("%s: no test matches %s", short, pattern)
+	}
+	return jobs, nil
 }
 
 // open compiles the test binaries and the commands.
@@ -134,98 +126,18 @@ func (r *Runner) open(ctx context.Context, pkgs []testPackage) error {
 
 func (r *Runner) binDir() string { return filepath.Join(r.workDir, "bin") }
 
-// Close ends the lab, if one was started, and removes what was built.
+// Close removes what was built.
 func (r *Runner) Close() error {
-	var err error
-	if r.started != nil {
-		err = r.started.Close()
-		r.started = nil
+	if r.workDir == "" {
+		return nil
 	}
-	if r.workDir != "" {
-		err = errors.Join(err, os.RemoveAll(r.workDir))
-		r.workDir = ""
-	}
+	err := os.RemoveAll(r.workDir)
+	r.workDir = ""
 	return err
 }
 
-// one runs one target and checks what it says.
-func (r *Runner) one(ctx context.Context, t target) (*Report, error) {
-	if t.timeout == 0 {
-		t.timeout = DefaultTimeout
-	}
-	args := append([]string{t.pkg.binary, "-test.v", "-test.timeout=" + t.timeout.String()}, t.args...)
-	env := append(os.Environ(), labtest.EnvRequireKVM+"=1", labtest.EnvBin+"="+r.binDir())
-	env = append(append(env, r.Env...), t.env...)
-	report := &Report{}
-	out := &scanner{dst: r.Out, report: report}
-	r.printf("=== %s on %s\n", t.pkg.ImportPath, r.place(t))
-	begin := time.Now()
-	code, err := r.execute(ctx, t, args, env, out)
-	if err != nil {
-		return report, fmt.Errorf("%s: %w", t.pkg.ImportPath, err)
-	}
-	r.printf("=== %s: %d passed, %d failed, %d skipped in %s\n", t.pkg.ImportPath,
-		report.Passed, report.Failed, report.Skipped, time.Since(begin).Round(time.Second/10))
-	return report, report.check(t.pkg.ImportPath, code, t.mayskip)
-}
-
-func (r *Runner) place(t target) string {
-	if t.where == InLab && !r.Native {
-		return "the emulated host"
-	}
-	return "this machine"
-}
-
-// execute runs a test binary where it belongs.
-func (r *Runner) execute(ctx context.Context, t target, args, env []string, out io.Writer) (int, error) {
-	// The binary ends itself at its time limit, with a stack trace; this is for
-	// one that does not.
-	ctx, cancel := context.WithTimeout(ctx, t.timeout+time.Minute)
-	defer cancel()
-	if t.where == InLab && !r.Native {
-		l, err := r.lab(ctx)
-		if err != nil {
-			return -1, err
-		}
-		env = append(env, "TMPDIR="+lab.ScratchDir)
-		return l.Run(ctx, &lab.Cmd{Args: args, Env: env, Dir: t.pkg.Dir, Stdout: out, Stderr: out})
-	}
-	if t.where == InLab {
-		env = append(env, labtest.EnvLinuxKVM+"=1")
-	}
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, t.pkg.Dir, out, out
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode(), nil
-	}
-	return 0, err
-}
-
-// lab returns the running lab, and starts one if there is none or the last one
-// has died.
-func (r *Runner) lab(ctx context.Context) (*lab.Lab, error) {
-	if r.started != nil {
-		select {
-		case <-r.started.Done():
-			_ = r.started.Close()
-			r.started = nil
-		default:
-			return r.started, nil
-		}
-	}
-	r.printf("booting the emulated host\n")
-	opts := r.Lab
-	opts.Log = r.Log
-	l, err := lab.Start(ctx, opts)
-	if err != nil {
-		return nil, err
-	}
-	r.started = l
-	return l, nil
-}
-
 func (r *Runner) printf(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	_, _ = fmt.Fprintf(r.Out, format, args...)
 }

@@ -20,6 +20,8 @@ type LabPackage struct {
 	// Boots says that the tests boot labs themselves: they run on this machine,
 	// while no other lab is running, and not at all where none is needed.
 	Boots bool
+	// Whole runs all its tests at once: they are many and short.
+	Whole bool
 }
 
 // LabPackages returns the lab batch of `make test`. Those that boot labs come
@@ -29,8 +31,8 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/lab", Run: BootRun, Boots: true},
 		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts
 		{Path: "./internal/labtest"},
-		{Path: "./vmm/kvm", Run: "."},    // every ioctl, on a KVM with nested paging
-		{Path: "./internal/trackertest"}, // trackers and frames under nested page tables
+{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
+		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
 		// The others of its tests move 256 MiB under emulation: they are proofs.

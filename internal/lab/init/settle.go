@@ -37,6 +37,7 @@ func (s *setup) settle(modulesLoaded func()) {
 	}
 	modulesLoaded()
 	s.note(s.openDevices())
+	s.note(keepVM())
 	s.note(s.disks())
 }
 
