@@ -31,7 +31,7 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/lab", Run: BootRun, Boots: true},
 		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts
 		{Path: "./internal/labtest"},
-{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
+		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
