@@ -86,8 +86,8 @@ func (m *VM) addFrames() error {
 	if m.mem.Config().HugePages != memory.HugePagesTHP {
 		return nil
 	}
-	if missing := LargePagesMissing("/"); missing != "" {
-		m.log.Warn("guest memory is mapped with small pages", "err", missing)
+	if why, cure := LargePagesMissing("/"); why != "" {
+		m.log.Warn("guest memory is mapped with small pages", "err", why, "cure", cure)
 		return nil
 	}
 	m.keeper = memory.NewFrameKeeper(frames, memory.DefaultFramePolicy(), m.log)
@@ -95,22 +95,23 @@ func (m *VM) addFrames() error {
 }
 
 // LargePagesMissing says why this host backs no memory with transparent huge
-// pages of 2 MiB, and the cure, or returns "". The host's /sys is below root.
-func LargePagesMissing(root string) string {
+// pages of 2 MiB, and the cure; both are empty when it does. The host's /sys is
+// below root.
+func LargePagesMissing(root string) (why, cure string) {
 	const dir = "sys/kernel/mm/transparent_hugepage"
 	global := chosenWord(filepath.Join(root, dir, "enabled"))
 	if global == "" {
-		return "the kernel has no transparent huge pages: use one with CONFIG_TRANSPARENT_HUGEPAGE, or --hugepages 2M"
+		return "the kernel has no transparent huge pages", "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE, or --hugepages 2M"
 	}
 	// Since Linux 6.8 each size has a switch of its own, usually inherit.
 	own := chosenWord(filepath.Join(root, dir, "hugepages-2048kB/enabled"))
 	switch {
 	case own == "never":
-		return "transparent huge pages of 2 MiB are off: echo inherit > /" + dir + "/hugepages-2048kB/enabled, or use --hugepages off to say that this is meant"
+		return "transparent huge pages of 2 MiB are off", "echo inherit > /" + dir + "/hugepages-2048kB/enabled, or use --hugepages off if that is meant"
 	case (own == "" || own == "inherit") && global == "never":
-		return "transparent huge pages are off: echo madvise > /" + dir + "/enabled, or use --hugepages off to say that this is meant"
+		return "transparent huge pages are off", "echo madvise > /" + dir + "/enabled, or use --hugepages off if that is meant"
 	}
-	return ""
+	return "", ""
 }
 
 // chosenWord returns the word in brackets of a file of alternatives.

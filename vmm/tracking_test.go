@@ -254,7 +254,7 @@ func TestBallooned(t *testing.T) {
 func TestLargePagesMissing(t *testing.T) {
 	for _, c := range []struct {
 		global, own string
-		want        string // a part of the answer
+		want        string // a part of the cure
 	}{
 		{"always [madvise] never", "always [inherit] madvise never", ""},
 		{"[always] madvise never", "", ""},
@@ -275,8 +275,8 @@ func TestLargePagesMissing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := LargePagesMissing(root); !strings.Contains(got, c.want) || (got == "") != (c.want == "") {
-			t.Errorf("enabled %q, of 2 MiB %q: %q, want %q", c.global, c.own, got, c.want)
+		if why, cure := LargePagesMissing(root); !strings.Contains(cure, c.want) || (cure == "") != (c.want == "") || (why == "") != (c.want == "") {
+			t.Errorf("enabled %q, of 2 MiB %q: %q, %q, want %q", c.global, c.own, why, cure, c.want)
 		}
 	}
 }

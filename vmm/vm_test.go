@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"ditto.vm/internal/labtest"
+	"ditto.vm/memory"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
@@ -181,14 +183,28 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	}
 }
 
+// fullConfig is a machine with everything that a payload can have around it.
+func fullConfig(t testing.TB, spec string) config.Config {
+	t.Helper()
+	c := payloadConfig(spec)
+	image := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Disks = []config.Disk{{Path: image}}
+	c.RNG, c.Balloon.Enabled = true, true
+	return c
+}
+
 // TestBootsLeaveNothing: descriptors, goroutines and memory are as before after
 // many guests.
 func TestBootsLeaveNothing(t *testing.T) {
 	requireKVM(t)
 	boots := labtest.Count(20, 200)
+	c := fullConfig(t, "hello")
 	boot := func() {
 		out := newConsole()
-		m, err := New(t.Context(), payloadConfig("hello"), Options{Console: out})
+		m, err := New(t.Context(), c, Options{Console: out})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -251,6 +267,12 @@ func TestNewFailures(t *testing.T) {
 		{"no kernel", func(c *config.Config) { c.Kernel = "/nonexistent/vmlinuz" }, "/nonexistent/vmlinuz"},
 		{"no such payload", func(c *config.Config) { c.Kernel = PayloadPrefix + "no-such" }, "no-such"},
 		{"too many CPUs", func(c *config.Config) { c.CPUs = 100000 }, "vCPUs"},
+		{"no such tracker", func(c *config.Config) {
+			c.Memory.Backing, c.Memory.Tracker = memory.Memfd, memory.TrackerWPAsync
+		}, "wp-async"},
+		{"no disk behind the tracker", func(c *config.Config) {
+			c.Memory.Tracker, c.Disks = memory.TrackerKVMRing, []config.Disk{{Path: "/nonexistent/disk.img"}}
+		}, "disk.img"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := payloadConfig("hello")

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"ditto.vm/memory"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/kvm"
 )
@@ -69,7 +72,7 @@ func goodHost(t *testing.T, files map[string]string) (h *Host, k *fakeKVM) {
 	open := 0
 	k = &fakeKVM{open: &open, linux: kvm.Linux{OK: true}, caps: map[kvm.Capability]int{
 		kvm.CapBinaryStatsFD: 1, kvm.CapPreFaultMemory: 1, kvm.CapNRVCPUs: 4, kvm.CapMaxVCPUs: 64,
-		capManualDirtyLog: 3, kvm.CapDirtyLogRingAcqRel: 65536,
+		kvm.CapManualDirtyLog2: 3, kvm.CapDirtyLogRingAcqRel: 65536,
 	}}
 	t.Cleanup(func() {
 		if open != 0 {
@@ -117,7 +120,7 @@ func TestGoodHost(t *testing.T) {
 	for _, want := range []struct{ area, name, value string }{
 		{"kvm", "kind", "AMD-V (kvm_amd)"}, {"kvm", "nested paging", "yes, NPT"},
 		{"memory", "2M pool", "1.0 GiB, 512 MiB free"}, {"memory", "cgroup limit", "2.0 GiB"},
-		{"memory", "locked memory", "unlimited"}, {"memory", "available", "4.0 GiB"},
+		{"memory", "locked memory", "unlimited"}, {"tracking", "auto", "takes wp-async"}, {"memory", "available", "4.0 GiB"},
 	} {
 		if f := find(t, r, want.area, want.name); f.Value != want.value {
 			t.Errorf("%s: %q, want %q", want.name, f.Value, want.value)
@@ -171,6 +174,7 @@ func TestAilments(t *testing.T) {
 		{"kvm", "prefault", Warn, "6.11", host(func(_ *Host, k *fakeKVM) { k.caps[kvm.CapPreFaultMemory] = 0 })},
 		{"memory", "large pages", Warn, "echo madvise", file("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]")},
 		{"memory", "large pages", Warn, "CONFIG_TRANSPARENT", file("sys/kernel/mm/transparent_hugepage/enabled", "")},
+		{"memory", "large pages", Warn, "hugepages-2048kB", file("sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled", "always inherit madvise [never]")},
 		{"memory", "available", Warn, "smaller guests", file("proc/meminfo", "MemAvailable: 1000 kB")},
 		{"memory", "cgroup limit", Warn, "memory.max", file("sys/fs/cgroup/user.slice/memory.max", "1048576")},
 		{"memory", "overcommit", Warn, "overcommit_memory=0", file("proc/sys/vm/overcommit_memory", "2")},
@@ -180,8 +184,15 @@ func TestAilments(t *testing.T) {
 		{"memory", "page merging", Warn, "CONFIG_KSM", file("sys/kernel/mm/ksm/run", "")},
 		{"memory", "pressure", Warn, "psi=1", file("proc/pressure/memory", "")},
 		{"tracking", "wp-async", Warn, "6.7", host(func(h *Host, _ *fakeKVM) { h.WPAsync = func() error { return broken } })},
-		{"tracking", "dirty bitmap", Warn, "5.4", host(func(_ *Host, k *fakeKVM) { k.caps[capManualDirtyLog] = 0 })},
-		{"tracking", "dirty ring", Warn, "5.11", host(func(_ *Host, k *fakeKVM) { k.caps[kvm.CapDirtyLogRingAcqRel] = 0 })},
+		{"tracking", "wp-async", Warn, "seccomp profile", host(func(h *Host, _ *fakeKVM) { h.WPAsync = func() error { return &memory.TrackerError{Err: unix.EPERM} } })},
+		{"tracking", "wp-async", Warn, "CONFIG_USERFAULTFD", host(func(h *Host, _ *fakeKVM) { h.WPAsync = func() error { return &memory.TrackerError{Err: unix.ENOSYS} } })},
+		{"tracking", "auto", Warn, "wp-async", host(func(h *Host, _ *fakeKVM) { h.WPAsync = func() error { return broken } })},
+		{"tracking", "auto", Warn, "kvm-log", host(func(h *Host, k *fakeKVM) {
+			h.WPAsync = func() error { return broken }
+			k.caps[kvm.CapManualDirtyLog2] = 1
+		})},
+		{"tracking", "kvm-log", Warn, "5.7", host(func(_ *Host, k *fakeKVM) { k.caps[kvm.CapManualDirtyLog2] = 1 })},
+		{"tracking", "kvm-ring", Warn, "5.11", host(func(_ *Host, k *fakeKVM) { k.caps[kvm.CapDirtyLogRingAcqRel] = 0 })},
 		{"tracking", "faults of KVM", Warn, "/dev/userfaultfd", file("dev/userfaultfd", "")},
 		{"network", "user mode", Warn, "next to ditto", host(func(h *Host, _ *fakeKVM) { h.Netd = func() (string, error) { return "", broken } })},
 		{"network", "tap", Warn, "ip tuntap", host(func(h *Host, _ *fakeKVM) { h.Tap = func() error { return broken } })},

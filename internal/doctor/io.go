@@ -7,35 +7,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"ditto.vm/vmm/kvm"
 )
-
-// capManualDirtyLog is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (KVM API 7.18).
-const capManualDirtyLog kvm.Capability = 168
-
-// checkDirtyLog asks for KVM's own ways to log writes.
-func (h *Host) checkDirtyLog(r *report) {
-	if h.KVM == nil {
-		return
-	}
-	system, err := h.KVM()
-	if err != nil {
-		return // said already
-	}
-	defer system.Close()
-	if flags := system.CheckExtension(capManualDirtyLog); flags > 0 {
-		r.add(OK, "dirty bitmap", fmt.Sprintf("with manual protection (flags %#x)", flags), "")
-	} else {
-		r.add(Warn, "dirty bitmap", "without manual protection", "use Linux 5.4 or newer")
-	}
-	entries := max(system.CheckExtension(kvm.CapDirtyLogRingAcqRel), system.CheckExtension(kvm.CapDirtyLogRing))
-	if entries > 0 {
-		r.add(OK, "dirty ring", fmt.Sprintf("up to %d bytes a vCPU", entries), "")
-	} else {
-		r.add(Warn, "dirty ring", "no", "use Linux 5.11 or newer")
-	}
-}
 
 func (h *Host) writable(path string) bool {
 	return unix.Access(filepath.Join(h.Root, path), unix.R_OK|unix.W_OK) == nil

@@ -5,6 +5,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"ditto.vm/vmm"
 )
 
 // Limits below which a warning is worth it.
@@ -58,14 +60,11 @@ func (h *Host) checkMemory(r *report) {
 }
 
 func (h *Host) checkTHP(r *report) {
-	switch mode := h.chosen("sys/kernel/mm/transparent_hugepage/enabled"); mode {
-	case "always", "madvise":
-		r.add(OK, "large pages", "transparent, "+mode, "")
-	case "":
-		r.add(Warn, "large pages", "the kernel has no transparent huge pages", "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE")
-	default:
-		r.add(Warn, "large pages", "transparent huge pages are off: "+mode, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+	if why, cure := vmm.LargePagesMissing(h.Root); why != "" {
+		r.add(Warn, "large pages", why, cure)
+		return
 	}
+	r.add(OK, "large pages", "transparent, "+h.chosen("sys/kernel/mm/transparent_hugepage/enabled"), "")
 }
 
 // checkPool looks at a hugetlbfs pool.
@@ -137,26 +136,4 @@ func limitText(n uint64) string {
 		return "unlimited"
 	}
 	return strconv.FormatUint(n, 10)
-}
-
-// checkTracking finds out how written pages can be known.
-func (h *Host) checkTracking(r *report) {
-	if h.WPAsync != nil {
-		if err := h.WPAsync(); err != nil {
-			r.add(Warn, "wp-async", err.Error(), "use Linux 6.7 or newer")
-		} else {
-			r.add(OK, "wp-async", "userfaultfd WP_ASYNC and PAGEMAP_SCAN work", "")
-		}
-	}
-	h.checkDirtyLog(r)
-	switch {
-	case h.UID == 0:
-		r.add(OK, "faults of KVM", "root may handle them", "")
-	case h.writable("dev/userfaultfd"):
-		r.add(OK, "faults of KVM", "/dev/userfaultfd may be used", "")
-	case h.read("proc/sys/vm/unprivileged_userfaultfd") == "1":
-		r.add(OK, "faults of KVM", "vm.unprivileged_userfaultfd is 1", "")
-	default:
-		r.add(Warn, "faults of KVM", "this user may not handle them: no lazy restore of scattered pages, no post-copy", "chgrp kvm /dev/userfaultfd; chmod 660 /dev/userfaultfd")
-	}
 }

@@ -22,6 +22,7 @@ const (
 	NotFound   = 13 // no machine of that name runs
 	Sandbox    = 14 // the process could not drop its rights
 	Memory     = 15 // guest memory cannot be had
+	Tracker    = 16 // the tracker asked for cannot be had
 )
 
 // Meaning is one exit code and what it says.
@@ -49,6 +50,7 @@ func Meanings() []Meaning {
 		{NotFound, "no machine of that name is running"},
 		{Sandbox, "the machine's process could not drop its rights"},
 		{Memory, "guest memory cannot be had"},
+		{Tracker, "the tracker asked for cannot be had"},
 	}
 }
 

@@ -48,6 +48,7 @@ func Classify(err error) int {
 		{kvm.ErrNoDevice, exit.NoKVM},
 		{kvm.ErrPermission, exit.Permission},
 		{vmm.ErrNoLinux, exit.NoLinux},
+		{vmm.ErrNoTracker, exit.Tracker},
 		{boot.ErrMissing, exit.Kernel},
 		{boot.ErrTruncated, exit.Kernel},
 		{boot.ErrNotKernel, exit.Kernel},

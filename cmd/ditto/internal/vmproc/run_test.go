@@ -351,6 +351,7 @@ func TestClassify(t *testing.T) {
 		{kvm.ErrNoDevice, exit.NoKVM},
 		{kvm.ErrPermission, exit.Permission},
 		{vmm.ErrNoLinux, exit.NoLinux},
+		{vmm.ErrNoTracker, exit.Tracker},
 		{boot.ErrNotKernel, exit.Kernel},
 		{syscall.ENOMEM, exit.Memory},
 	} {
