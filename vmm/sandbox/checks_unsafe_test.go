@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ditto.vm/memory"
 	"ditto.vm/vmm/kvm"
 )
 
@@ -285,6 +286,12 @@ func allowedChecks() map[string]check {
 			_, err = unix.ProcessVMReadv(os.Getpid(), []unix.Iovec{local}, []unix.RemoteIovec{{Base: uintptr(unsafe.Pointer(&mem[1])), Len: 1}}, 0)
 			return err
 		})},
+		"track writes by wp-async":       {prepare: trackWrites(memory.TrackerWPAsync)},
+		"track writes by kvm-log":        {kvm: true, prepare: trackWrites(memory.TrackerKVMLog)},
+		"make frames large":              {prepare: collapseFrame},
+		"compare memory with a mapping":  {prepare: readMapped},
+		"give memory back":               {prepare: discardPages},
+		"read a disk while it is in use": {prepare: readDisk},
 		"kick a thread": {prepare: after(func(string) error {
 			runtime.LockOSThread()
 			return unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG)

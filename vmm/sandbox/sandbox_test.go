@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	var a answer
 	if err == nil && os.Getenv(envOff) == "" {
 		dir := os.Getenv(envDir)
-		a.Report, err = Apply(Policy{RunDir: filepath.Join(dir, "run", "vm"), RunRoot: filepath.Join(dir, "run"), ReadPaths: []string{filepath.Join(dir, "readable"), "/absent"}})
+		a.Report, err = Apply(Policy{RunDir: filepath.Join(dir, "run", "vm"), RunRoot: filepath.Join(dir, "run"), ReadPaths: []string{filepath.Join(dir, "readable"), "/proc/self", "/absent"}})
 	}
 	if err != nil && os.Getenv(envOff) == "" {
 		fmt.Fprintln(os.Stderr, err)
