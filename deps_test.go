@@ -32,6 +32,7 @@ var edges = []edge{
 	{"cmd/ditto", "guest/boot", "a kernel that cannot boot has an exit code by its cause"},
 	{"cmd/ditto", "internal/netd", "a network that does not start has an exit code by its cause"},
 	{"cmd/ditto", "internal/doctor", "doctor tells what this host can do"},
+	{"cmd/ditto", "internal/memmap", "memmap draws what a machine says of its memory"},
 	{"cmd/ditto-netd", "internal/netd", "the stream protocol is shared with the process that starts it"},
 	{"cmd/ditto-lab", "internal/lab", "the command is a thin cover of it"},
 	{"cmd/ditto-lab", "internal/labrun", "runs lists of tests in the lab"},
@@ -73,6 +74,7 @@ var edges = []edge{
 	{"internal/bench", "guest", "payloads are measured natively"},
 	{"internal/bench", "vmm", "it measures the code that runs"},
 	{"internal/bench", "memory", "it measures the code that runs"},
+	{"internal/bench", "internal/trackertest", "trackers are measured on its bare machine"},
 	{"internal/trackertest", "memory", "it holds trackers to their contract"},
 	{"internal/trackertest", "vmm/kvm", "its machine is KVM and nothing else"},
 	{"internal/trackertest", "guest", "payloads write while trackers look"},
@@ -88,6 +90,7 @@ var alone = map[string]string{
 	"internal/tap":     "netlink only",
 	"internal/labtest": "any test may import it",
 	"internal/proofs":  "Markdown only",
+	"internal/memmap":  "it draws data, and knows nothing of machines",
 }
 
 // fence keeps a foreign module in its place.
@@ -131,6 +134,11 @@ var fences = []fence{
 		foreign: []string{"github.com/vbauerster/mpb", "golang.org/x/term"},
 		direct:  []string{"cmd"}, reach: []string{"cmd"},
 		why: "terminals are for commands",
+	},
+	{
+		foreign: []string{"golang.org/x/image"},
+		direct:  []string{"internal/memmap"}, reach: []string{"internal/memmap", "cmd/ditto"},
+		why: "letters in pictures",
 	},
 	{
 		foreign: []string{"github.com/elastic/go-seccomp-bpf", "github.com/landlock-lsm/go-landlock"},
