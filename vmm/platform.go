@@ -11,6 +11,7 @@ import (
 	"ditto.vm/devices/debugexit"
 	"ditto.vm/devices/ged"
 	"ditto.vm/devices/i8042"
+	"ditto.vm/devices/pmtimer"
 	"ditto.vm/devices/pvpanic"
 	"ditto.vm/devices/rtc"
 	"ditto.vm/devices/serial"
@@ -22,6 +23,7 @@ import (
 type platform struct {
 	serial *serial.Device
 	rtc    *rtc.Device
+	timer  *pmtimer.Device
 	ged    *ged.Device
 }
 
@@ -31,6 +33,7 @@ func (m *VM) addPlatform(console io.Writer) error {
 	m.cleanup.add(m.platform.serial.Close)
 	m.platform.rtc = rtc.New(rtc.Config{Line: m.irqs.Line(gsiRTC), Now: time.Now})
 	m.cleanup.add(m.platform.rtc.Close)
+	m.platform.timer = pmtimer.New()
 	var err error
 	m.platform.ged, err = ged.New(ged.Config{
 		Line:         m.irqs.Line(gsiGED),
@@ -58,6 +61,7 @@ func (m *VM) addPlatform(console io.Writer) error {
 		{&m.ports, serial.COM1, serial.Size, m.platform.serial},
 		{&m.ports, rtc.Port, rtc.Size, m.platform.rtc},
 		{&m.ports, pvpanic.Port, pvpanic.Size, panicked},
+		{&m.ports, pmtimer.Port, pmtimer.Size, m.platform.timer},
 		{&m.ports, i8042.Port, i8042.Size, i8042.New(func() { m.request(requestReset) })},
 		{&m.mmio, uint64(gedBase), ged.Size, m.platform.ged},
 	} {
@@ -121,5 +125,6 @@ func (m *VM) acpiConfig() acpi.Config {
 		RTC:     acpi.ISADevice{Port: rtc.Port, GSI: gsiRTC},
 		VMGenID: vmGenIDBase,
 		PVPanic: pvpanic.Port,
+		PMTimer: pmtimer.Port,
 	}
 }

@@ -31,7 +31,7 @@ func machine(cpus int) Config {
 		Serial:  []ISADevice{{0x3f8, 4}},
 		RTC:     ISADevice{0x70, 8},
 		VMGenID: 0xff000,
-		PVPanic: 0x505,
+		PVPanic: 0x505, PMTimer: 0x608,
 	}
 	for i := range cpus {
 		c.APICIDs = append(c.APICIDs, uint32(i))
@@ -48,7 +48,7 @@ func machines() map[string]Config {
 	sparse.Serial = append(sparse.Serial, ISADevice{0x2f8, 3})
 	sparse.ECAM.Size = 256 << 20
 	bare := machine(1)
-	bare.Serial, bare.RTC, bare.VMGenID, bare.PVPanic, bare.Overrides = nil, ISADevice{}, 0, 0, nil
+	bare.Serial, bare.RTC, bare.VMGenID, bare.PVPanic, bare.PMTimer, bare.Overrides = nil, ISADevice{}, 0, 0, 0, nil
 	return map[string]Config{"one CPU": machine(1), "64 CPUs": wide, "x2APIC": sparse, "bare": bare, "255 CPUs": machine(255)}
 }
 
@@ -149,6 +149,9 @@ func TestFADT(t *testing.T) {
 		if b[r.at] != 0 || b[r.at+1] != 8 || le.Uint64(b[r.at+4:]) != r.want {
 			t.Errorf("%s register % x", name, b[r.at:r.at+12])
 		}
+	}
+	if r := b[208:220]; r[0] != 1 || r[1] != 32 || le.Uint64(r[4:]) != 0x608 || le.Uint32(b[112:])&(1<<8) == 0 {
+		t.Errorf("timer register % x: want a 32-bit port", r)
 	}
 	if b[128] != 0x42 {
 		t.Errorf("reset value %#x", b[128])

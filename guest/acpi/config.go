@@ -32,6 +32,7 @@ type Config struct {
 	Serial  []ISADevice // COM1 first
 	RTC     ISADevice   // absent when Port is 0
 	VMGenID memory.GPA  // of the 16-byte GUID; 0 when absent
+	PMTimer uint16      // port of the power management timer; 0 when absent
 	PVPanic uint16      // port; 0 when absent
 }
 

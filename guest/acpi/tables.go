@@ -81,6 +81,7 @@ const (
 	fadtSleepControl  = 244 // generic address
 	fadtSleepStatus   = 256 // generic address
 	fadtHypervisorID  = 268 // u64
+	fadtXPMTimer      = 208 // generic address
 	fadtRevision      = 6
 	fadtMinorVersion  = 3
 	profileEnterprise = 4
@@ -91,6 +92,7 @@ const (
 	fadtSleepButton    = 1 << 5 // likewise: there is none
 	fadtFixedRTC       = 1 << 6 // RTC wake is not in fixed registers
 	fadtResetSupported = 1 << 10
+	fadtTimer32        = 1 << 8 // the timer has 32 bits
 	fadtHWReduced      = 1 << 20
 
 	// IAPC_BOOT_ARCH (table 5.11). The flags for legacy devices and for an
@@ -106,12 +108,17 @@ func (c *Config) fadt(dsdt memory.GPA) []byte {
 	le.PutUint64(b[fadtXDSDT:], uint64(dsdt))
 	b[fadtProfile] = profileEnterprise
 	le.PutUint16(b[fadtBootArch:], bootArchNoVGA)
-	le.PutUint32(b[fadtFlags:], fadtWBINVD|fadtPowerButton|fadtSleepButton|fadtFixedRTC|fadtResetSupported|fadtHWReduced)
+	le.PutUint32(b[fadtFlags:], fadtWBINVD|fadtPowerButton|fadtSleepButton|fadtFixedRTC|fadtResetSupported|fadtTimer32|fadtHWReduced)
 	putRegister(b[fadtResetReg:], c.Power.Reset)
 	b[fadtResetValue] = c.Power.ResetValue
 	b[fadtMinor] = fadtMinorVersion
 	putRegister(b[fadtSleepControl:], c.Power.SleepControl)
 	putRegister(b[fadtSleepStatus:], c.Power.SleepStatus)
+	if c.PMTimer != 0 {
+		// The fixed hardware of a reduced machine is nothing to rely on, but
+		// Linux looks for this register whatever the machine is.
+		putPort32(b[fadtXPMTimer:], c.PMTimer)
+	}
 	copy(b[fadtHypervisorID:], "DITTOVM\x00")
 	return table("FACP", fadtRevision, b[headerSize:])
 }
@@ -121,6 +128,13 @@ func putRegister(b []byte, at memory.GPA) {
 	const systemMemory, widthBits, byteAccess = 0, 8, 1
 	b[0], b[1], b[2], b[3] = systemMemory, widthBits, 0, byteAccess
 	binary.LittleEndian.PutUint64(b[4:], uint64(at))
+}
+
+// putPort32 writes the generic address of a 32-bit port.
+func putPort32(b []byte, port uint16) {
+	const systemIO, widthBits, dwordAccess = 1, 32, 3
+	b[0], b[1], b[2], b[3] = systemIO, widthBits, 0, dwordAccess
+	binary.LittleEndian.PutUint64(b[4:], uint64(port))
 }
 
 // MADT entries (5.2.12).
