@@ -16,6 +16,10 @@ import (
 	"ditto.vm/images/layer"
 )
 
+// Beside returns where the index of the layer at path lies: [Build] is told to
+// put it there, and machines look for it there.
+func Beside(path string) string { return path + ".dittoindex" }
+
 // ErrStale is wrapped by [Index.Check] when the layer is not the one that was
 // indexed. The cure is to build the index anew.
 var ErrStale = errors.New("the index is stale")
