@@ -110,13 +110,17 @@ func pciOSC() code {
 		ret(arg(3)))
 }
 
-// motherboard claims ECAM and the register pages. Linux uses ECAM only when it
+// motherboard claims ECAM, the register pages and the timer. Linux uses ECAM only when it
 // is reserved here (drivers: arch/x86/pci/mmconfig-shared.c).
 func (c *Config) motherboard() code {
+	claims := [][]byte{fixedMemory(c.ECAM), fixedMemory(c.Power.page())}
+	if c.PMTimer != 0 {
+		claims = append(claims, ports(c.PMTimer, 4))
+	}
 	return device("MBRD",
 		named("_HID", eisaID("PNP0C02")),
 		named("_UID", integer(0)),
-		resources(fixedMemory(c.ECAM), fixedMemory(c.Power.page())))
+		resources(claims...))
 }
 
 // page returns the page that holds the event and power registers.
