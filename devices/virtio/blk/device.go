@@ -85,16 +85,30 @@ const (
 type Device struct {
 	config   Config
 	features uint64
-	image    [configSize]byte // of the configuration space, but writeback
+	image    [configSize]byte // of the configuration space, but capacity and writeback
 
-	writeback atomic.Bool // the write cache is on
+	size      atomic.Int64 // bytes
+	writeback atomic.Bool  // the write cache is on
 	queues    []*queue
+
+	lifecycle     sync.Mutex // orders what starts, stops and parks the workers
+	work          work
+	configChanged func() // unless stopped
 
 	stats   counters
 	mu      sync.Mutex // guards what follows
 	nextLog time.Time
 	skipped int
 }
+
+// work is what the queues' workers do.
+type work int
+
+const (
+	stopped work = iota
+	running
+	paused
+)
 
 // New makes a disk. The I/O queues are made here, before the process gives up
 // the right to; Close frees them.
@@ -104,6 +118,7 @@ func New(config Config) (*Device, error) {
 	}
 	d := &Device{config: config, features: config.features()}
 	d.image = config.space(d.features)
+	d.size.Store(config.Size)
 	d.writeback.Store(!config.Writethrough)
 	for i := range config.Queues {
 		io, err := config.NewIOQueue(config.QueueSize)
@@ -134,7 +149,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("block size %d", c.BlockSize)
 	case !powerOfTwo(c.PhysicalBlockSize) || c.PhysicalBlockSize < c.BlockSize:
 		return fmt.Errorf("physical block size %d with blocks of %d", c.PhysicalBlockSize, c.BlockSize)
-	case c.Size <= 0 || c.Size%int64(c.BlockSize) != 0:
+	case !c.fits(c.Size):
 		return fmt.Errorf("size %d is not a positive multiple of %d", c.Size, c.BlockSize)
 	case c.Queues < 1 || c.Queues > maxQueues:
 		return fmt.Errorf("%d queues, the most is %d", c.Queues, maxQueues)
@@ -147,6 +162,9 @@ func (c *Config) complete() error {
 	}
 	return nil
 }
+
+// fits reports whether a disk can have the size.
+func (c *Config) fits(size int64) bool { return size > 0 && size%int64(c.BlockSize) == 0 }
 
 func powerOfTwo(n int) bool { return n > 0 && n&(n-1) == 0 }
 
@@ -191,6 +209,7 @@ func (d *Device) ReadConfig(offset uint64, data []byte) {
 		return
 	}
 	image := d.image
+	binary.LittleEndian.PutUint64(image[configCapacity:], uint64(d.size.Load()/sectorSize))
 	if d.writeback.Load() {
 		image[configWriteback] = 1
 	}
@@ -227,7 +246,6 @@ const (
 // space lays out the configuration space.
 func (c *Config) space(features uint64) (image [configSize]byte) {
 	le := binary.LittleEndian
-	le.PutUint64(image[configCapacity:], uint64(c.Size/sectorSize))
 	// Header and status take a descriptor each.
 	segments := c.QueueSize - 2
 	le.PutUint32(image[configSegMax:], uint32(segments))
@@ -255,6 +273,8 @@ func (c *Config) space(features uint64) (image [configSize]byte) {
 
 // Start implements virtio.Device.
 func (d *Device) Start(a virtio.Activation) error {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
 	// A driver that cannot flush has a disk without a write cache; one that
 	// cannot switch the cache has it as the disk was configured (virtio 1.2
 	// 5.2.5.2).
@@ -269,11 +289,15 @@ func (d *Device) Start(a virtio.Activation) error {
 			return err
 		}
 	}
+	d.work, d.configChanged = running, a.ConfigChanged
 	return nil
 }
 
 // Stop implements virtio.Device.
 func (d *Device) Stop() {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
+	d.work, d.configChanged = stopped, nil
 	for _, q := range d.queues {
 		q.stop()
 	}
@@ -282,6 +306,14 @@ func (d *Device) Stop() {
 
 // Pause implements virtio.Device.
 func (d *Device) Pause() {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
+	d.park()
+	d.work = paused
+}
+
+// park lets every worker finish what is in flight and stand still.
+func (d *Device) park() {
 	for _, q := range d.queues {
 		q.pause()
 	}
@@ -289,6 +321,14 @@ func (d *Device) Pause() {
 
 // Resume implements virtio.Device.
 func (d *Device) Resume() {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
+	d.unpark()
+	d.work = running
+}
+
+// unpark lets every worker go on.
+func (d *Device) unpark() {
 	for _, q := range d.queues {
 		q.resume()
 	}

@@ -25,6 +25,8 @@ type IO struct {
 //	       AfterWrite (record if neither moved), used ring
 //	erase: BeforeErase (drop the names of the blocks), disk, AfterErase,
 //	       used ring
+//	resize: the last request completes, Resize (drop the names of blocks
+//	       beyond the end), the first request of the new size
 type Observer interface {
 	BeforeRead(io *IO)
 	AfterRead(io *IO, err error)
@@ -34,4 +36,7 @@ type Observer interface {
 	// [offset, offset+n).
 	BeforeErase(offset, n int64)
 	AfterErase(offset, n int64, err error)
+	// Resize says that the disk ends at size from now on. Nothing is in
+	// flight.
+	Resize(size int64)
 }

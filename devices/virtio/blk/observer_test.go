@@ -40,6 +40,7 @@ func (r *recorder) BeforeErase(offset, n int64) {
 func (r *recorder) AfterErase(offset, n int64, err error) {
 	r.disk.note(fmt.Sprintf("after erase %d+%d %v", offset, n, err))
 }
+func (r *recorder) Resize(size int64) { r.disk.note(fmt.Sprint("resize ", size)) }
 
 // HostWrite implements memory.WriteObserver.
 func (r *recorder) HostWrite(gpa memory.GPA, n uint64) {

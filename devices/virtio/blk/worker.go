@@ -46,7 +46,7 @@ func (q *queue) start(a virtio.Activation, ring *virtio.Queue) error {
 	}
 	q.activation, q.ring = a, ring
 	q.geometry = geometry{
-		size: q.d.config.Size, blockSize: int64(q.d.config.BlockSize), readOnly: q.d.config.ReadOnly,
+		size: q.d.size.Load(), blockSize: int64(q.d.config.BlockSize), readOnly: q.d.config.ReadOnly,
 		features: a.Features, maxErase: maxEraseSectors,
 	}
 	w, err := virtio.NewWorker(q.drain)
