@@ -25,7 +25,7 @@ func (e *Env) imageCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(e.imageListCommand(), e.imageKernelCommand(), e.imageURootCommand(), e.imageDiskCommand(), e.imageRootfsCommand())
+	cmd.AddCommand(e.imageListCommand(), e.imageKernelCommand(), e.imageURootCommand(), e.imageDiskCommand(), e.imageRootfsCommand(), e.imageIndexCommand())
 	return cmd
 }
 

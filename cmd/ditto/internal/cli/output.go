@@ -47,8 +47,8 @@ func writeTable(out io.Writer, rows [][]string) error {
 
 // humanBytes is a size with at most one digit behind the point.
 func humanBytes(n uint64) string {
-	if exact := config.Bytes(n); len(exact.String()) <= 7 {
-		return exact.String()
+	if exact := config.Bytes(n).String(); len(exact) <= 7 && (n < 1024 || exact[len(exact)-1] == 'B') {
+		return exact
 	}
 	value, unit := float64(n), 0
 	units := [...]string{"B", "KiB", "MiB", "GiB", "TiB"}
