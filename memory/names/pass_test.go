@@ -1,0 +1,583 @@
+package names_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"iter"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
+
+	"ditto.vm/memory"
+	"ditto.vm/memory/names"
+)
+
+const page = memory.PageSize
+
+// newSpace maps guest memory of small pages, so that only what a test touches
+// is populated.
+func newSpace(t testing.TB, size uint64) *memory.Space {
+	t.Helper()
+	s, err := memory.New(memory.Config{Size: size, HugePages: memory.HugePagesOff})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// put writes a page.
+func put(t testing.TB, s *memory.Space, gfn memory.GFN, content []byte) {
+	t.Helper()
+	if err := s.WriteAt(content, gfn.GPA()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// view returns the content of a page.
+func view(t testing.TB, s *memory.Space, gfn memory.GFN) []byte {
+	t.Helper()
+	b, err := s.View(gfn.GPA(), page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// book is a table made of a map.
+type book map[memory.GFN]names.Name
+
+func (b book) Load(dst []names.Name, gfn memory.GFN) {
+	for i := range dst {
+		dst[i] = b[gfn+memory.GFN(i)]
+	}
+}
+
+// memIndex is an index of bytes.
+type memIndex struct {
+	hashes  map[uint64]bool
+	digests map[[16]byte][]uint64
+	blocks  map[uint64][16]byte
+}
+
+func digestOf(b []byte) [16]byte {
+	sum := blake3.Sum256(b)
+	return [16]byte(sum[:16])
+}
+
+func indexOf(content []byte) *memIndex {
+	x := &memIndex{map[uint64]bool{}, map[[16]byte][]uint64{}, map[uint64][16]byte{}}
+	for n := range uint64(len(content) / page) {
+		if b := content[n*page:][:page]; !isZeros(b) {
+			d := digestOf(b)
+			x.hashes[xxh3.Hash(b)] = true
+			x.digests[d] = append(x.digests[d], n)
+			x.blocks[n] = d
+		}
+	}
+	return x
+}
+
+func (x *memIndex) MayHold(h uint64) bool                { return x.hashes[h] }
+func (x *memIndex) Blocks(d [16]byte) iter.Seq[uint64]   { return slices.Values(x.digests[d]) }
+func (x *memIndex) Digest(n uint64) (d [16]byte, _ bool) { d, ok := x.blocks[n]; return d, ok }
+
+func isZeros(b []byte) bool { return bytes.Equal(b, make([]byte, len(b))) }
+
+func random(rng *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(b[i:], rng.Uint64())
+	}
+	return b
+}
+
+// layerOf makes a layer of content.
+func layerOf(title string, content []byte, immutable bool, index names.Index) names.Layer {
+	return names.Layer{Title: title, Size: int64(len(content)), Immutable: immutable, Source: bytes.NewReader(content), Index: index}
+}
+
+func mustRun(t testing.TB, p names.Pass) *names.Map {
+	t.Helper()
+	m, err := p.Run(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// gfns lists the pages of RAM.
+func gfns(s *memory.Space) iter.Seq[memory.GFN] {
+	return func(yield func(memory.GFN) bool) {
+		for _, r := range s.Regions() {
+			for gfn := r.Start.GFN(); gfn < r.End().GFN(); gfn++ {
+				if !yield(gfn) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// scene is a memory with something of everything, and what is known of it.
+type scene struct {
+	space  *memory.Space
+	table  book
+	layers []names.Layer
+	bytes  [][]byte // of the layers, as they are now
+	// touched are the pages that were written.
+	touched map[memory.GFN]bool
+}
+
+// newScene plants pages of every kind in the first pages of each region.
+func newScene(t testing.TB, rng *rand.Rand, size uint64, pages int) *scene {
+	c := &scene{space: newSpace(t, size), table: book{}, touched: map[memory.GFN]bool{}}
+	common := random(rng, page) // a block that is everywhere
+	for i, kind := range []struct{ immutable, indexed bool }{{true, true}, {true, false}, {false, true}, {false, false}, {true, true}} {
+		content := random(rng, 300*page+104*(i%2))
+		for range 20 {
+			copy(content[rng.IntN(300)*page:], common)
+			clear(content[rng.IntN(300)*page:][:page])
+		}
+		copy(content[200*page:250*page], content[100*page:])
+		var index names.Index
+		if kind.indexed {
+			index = indexOf(content)
+		}
+		if !kind.immutable {
+			// The index is stale where the layer was written since.
+			for range 50 {
+				copy(content[rng.IntN(300)*page:], random(rng, 8))
+			}
+		}
+		c.layers = append(c.layers, layerOf("layer", content, kind.immutable, index))
+		c.bytes = append(c.bytes, content)
+	}
+	pool := random(rng, 20*page)
+	for _, r := range c.space.Regions() {
+		for i := 0; i < min(pages, int(r.Size/page)); i++ {
+			i += c.plant(t, rng, r.Start.GFN()+memory.GFN(i), min(pages, int(r.Size/page))-i, pool) - 1
+		}
+	}
+	return c
+}
+
+// plant fills the page at gfn, and possibly some after it, up to room, and
+// returns how many.
+func (c *scene) plant(t testing.TB, rng *rand.Rand, gfn memory.GFN, room int, pool []byte) int {
+	write := func(gfn memory.GFN, content []byte) {
+		put(t, c.space, gfn, content)
+		c.touched[gfn] = true
+	}
+	near := func(b []byte) []byte {
+		b = bytes.Clone(b)
+		b[rng.IntN(page)] ^= 1 << rng.IntN(8)
+		return b
+	}
+	l := names.LayerID(rng.IntN(len(c.layers)))
+	block := rng.IntN(300)
+	content := c.bytes[l][block*page:][:page]
+	switch rng.IntN(12) {
+	case 0: // a hole, with a name or without
+		c.hint(rng, gfn, names.OfBlock(l, uint64(block)))
+	case 1:
+		write(gfn, make([]byte, page))
+		c.hint(rng, gfn, names.OfBlock(l, uint64(block)))
+	case 2:
+		write(gfn, near(make([]byte, page)))
+	case 3:
+		write(gfn, random(rng, page))
+		c.hint(rng, gfn, names.OfBlock(names.LayerID(rng.IntN(10)), rng.Uint64N(400)))
+	case 4, 5:
+		write(gfn, pool[rng.IntN(20)*page:][:page])
+	case 6:
+		write(gfn, near(pool[rng.IntN(20)*page:][:page]))
+	case 7:
+		write(gfn, near(content))
+		c.hint(rng, gfn, names.OfBlock(l, uint64(block)))
+	case 8: // proven, or not yet
+		write(gfn, content)
+		name := names.OfBlock(l, uint64(block))
+		if rng.IntN(2) == 0 {
+			name = name.AsProven()
+		}
+		c.table[gfn] = name
+	default: // a row of blocks
+		n := min(1+rng.IntN(90), room, 300-block)
+		for i := range n {
+			write(gfn+memory.GFN(i), c.bytes[l][(block+i)*page:][:page])
+			if rng.IntN(4) != 0 {
+				c.table[gfn+memory.GFN(i)] = names.OfBlock(l, uint64(block+i))
+			}
+		}
+		return n
+	}
+	return 1
+}
+
+// hint records a name that may be wrong, now and then.
+func (c *scene) hint(rng *rand.Rand, gfn memory.GFN, n names.Name) {
+	if rng.IntN(2) == 0 {
+		c.table[gfn] = n
+	}
+}
+
+func (c *scene) pass() names.Pass {
+	return names.Pass{Space: c.space, Table: c.table, Layers: c.layers}
+}
+
+// check compares a map with what can be seen by looking at every page: no name
+// may be wrong, and none may be missed that a step can find.
+func (c *scene) check(t *testing.T, m *names.Map) {
+	t.Helper()
+	contents := map[string]memory.GFN{} // of pages without a name of a block, the lowest
+	indexed := c.indexed()
+	for gfn := range gfns(c.space) {
+		n := m.At(gfn)
+		if n != 0 && n.Proven() != m.Exact() {
+			t.Fatalf("page %s: %s: proven is %v", gfn, n, n.Proven())
+		}
+		if !c.touched[gfn] {
+			if n.Kind() != names.Zero || m.Populated(gfn) {
+				t.Fatalf("untouched page %s: %s, populated %v", gfn, n, m.Populated(gfn))
+			}
+			continue
+		}
+		content := view(t, c.space, gfn)
+		lowest, known := contents[string(content)]
+		switch n.Kind() {
+		case names.Zero:
+			if !isZeros(content) {
+				t.Fatalf("page %s is not zero", gfn)
+			}
+		case names.Block:
+			if !bytes.Equal(content, c.bytes[n.Layer()][n.Number()*page:][:page]) {
+				t.Fatalf("page %s is not %s", gfn, n)
+			}
+		case names.Page:
+			if !known || lowest != memory.GFN(n.Number()) {
+				t.Fatalf("page %s is %s, want page(%s) (%v)", gfn, n, lowest, known)
+			}
+		case names.None:
+			hint := c.table[gfn]
+			right := hint.Kind() == names.Block && int(hint.Layer()) < len(c.bytes) && hint.Number() < 300 &&
+				bytes.Equal(content, c.bytes[hint.Layer()][hint.Number()*page:][:page])
+			if isZeros(content) || known || right || indexed[string(content)] {
+				t.Fatalf("page %s has no name: zero %v, page %s %v, hint %s right %v, in an index %v", gfn, isZeros(content), lowest, known, hint, right, indexed[string(content)])
+			}
+			contents[string(content)] = gfn
+		default:
+			t.Fatalf("page %s: %s", gfn, n)
+		}
+		if hint := c.table[gfn]; hint.Proven() && int(hint.Layer()) < len(c.layers) && n.AsProven() != hint {
+			t.Fatalf("page %s: %s, proven %s", gfn, n, hint)
+		}
+	}
+}
+
+// indexed is what blocks hold that are where an index says.
+func (c *scene) indexed() map[string]bool {
+	found := map[string]bool{}
+	for l, layer := range c.layers {
+		if x, ok := layer.Index.(*memIndex); ok {
+			for n, d := range x.blocks {
+				b := c.bytes[l][n*page:][:page]
+				// Of a written layer only a few blocks are tried.
+				if digestOf(b) == d && (layer.Immutable || len(x.digests[d]) == 1) {
+					found[string(b)] = true
+				}
+			}
+		}
+	}
+	return found
+}
+
+// TestPass: random memories of many sizes, compared page by page.
+func TestPass(t *testing.T) {
+	for seed := range uint64(8) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		size := uint64(2<<20 + rng.IntN(20<<20/page)*page)
+		c := newScene(t, rng, size, int(size/page))
+		if seed%3 == 0 {
+			c.layers, c.bytes = c.layers[:1], c.bytes[:1]
+		}
+		p := c.pass()
+		p.Workers = int(seed % 4)
+		p.Running = seed%5 == 0
+		m := mustRun(t, p)
+		if m.Exact() == p.Running {
+			t.Errorf("exact is %v of a running VM %v", m.Exact(), p.Running)
+		}
+		c.check(t, m)
+		checkRuns(t, c.space, m)
+		checkSummary(t, c.space, m)
+	}
+}
+
+// TestPassTwoRegions: memory on both sides of the hole, mostly untouched, and
+// equal pages across it.
+func TestPassTwoRegions(t *testing.T) {
+	c := newScene(t, rand.New(rand.NewPCG(7, 7)), 4<<30+3*page, 3000)
+	before, err := c.space.HostUsage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mustRun(t, c.pass())
+	c.check(t, m)
+	checkRuns(t, c.space, m)
+	checkSummary(t, c.space, m)
+	across := false
+	for gfn := memory.HoleEnd.GFN(); gfn < memory.HoleEnd.GFN()+3000; gfn++ {
+		n := m.At(gfn)
+		across = across || n.Kind() == names.Page && memory.GFN(n.Number()) < memory.HoleStart.GFN()
+	}
+	if !across {
+		t.Error("no page above the hole is equal to one below")
+	}
+	after, err := c.space.HostUsage()
+	if err != nil || after.RSS != before.RSS {
+		t.Errorf("the pass changed resident memory from %d to %d bytes (%v)", before.RSS, after.RSS, err)
+	}
+}
+
+// TestPassWorkers: the map does not depend on who did the work.
+func TestPassWorkers(t *testing.T) {
+	c := newScene(t, rand.New(rand.NewPCG(8, 8)), 40<<20, 40<<20/page)
+	p := c.pass()
+	p.Workers = 1
+	one := mustRun(t, p)
+	p.Workers = 4
+	four := mustRun(t, p)
+	for gfn := range gfns(c.space) {
+		if one.At(gfn) != four.At(gfn) {
+			t.Fatalf("page %s is %s with one worker and %s with four", gfn, one.At(gfn), four.At(gfn))
+		}
+	}
+	if one.Stats().Workers != 1 || four.Stats().Workers != 3 {
+		t.Errorf("%d and %d workers, want 1 and one for each 16 MiB", one.Stats().Workers, four.Stats().Workers)
+	}
+}
+
+// TestPassSteps: a page goes to the first step that is taken and names it.
+func TestPassSteps(t *testing.T) {
+	s := newSpace(t, 4<<20)
+	rng := rand.New(rand.NewPCG(9, 9))
+	content := random(rng, 8*page)
+	layers := []names.Layer{
+		layerOf("immutable", content, true, indexOf(content)),
+		layerOf("written", content, false, nil),
+	}
+	table := book{
+		1: names.OfBlock(0, 1).AsProven(),
+		2: names.OfBlock(1, 2),
+		3: names.OfBlock(0, 3),
+		7: names.ZeroPage.AsProven(),
+		8: names.OfPage(5).AsProven(),
+		9: names.OfBlock(0, 8).AsProven(), // outside
+	}
+	for gfn := memory.GFN(1); gfn <= 4; gfn++ {
+		put(t, s, gfn, content[gfn*page:][:page])
+	}
+	double := random(rng, page)
+	put(t, s, 5, double)
+	put(t, s, 6, double)
+	put(t, s, 7, make([]byte, page))
+	put(t, s, 8, random(rng, page))
+	put(t, s, 9, random(rng, page))
+
+	none := names.Name(0)
+	block := func(l names.LayerID, n uint64) names.Name { return names.OfBlock(l, n).AsProven() }
+	zero, five := names.ZeroPage.AsProven(), names.OfPage(5).AsProven()
+	for _, tt := range []struct {
+		steps names.Steps
+		want  [10]names.Name
+		whole bool
+	}{
+		{0, [10]names.Name{zero, block(0, 1), block(1, 2), block(0, 3), block(0, 4), none, five, zero, none, none}, true},
+		{names.StepProven, [10]names.Name{zero, block(0, 1), none, none, none, none, none, zero, none, none}, false},
+		{names.StepZero, [10]names.Name{zero, none, none, none, none, none, none, zero, none, none}, false},
+		{names.StepRecorded, [10]names.Name{zero, block(0, 1), block(1, 2), block(0, 3), none, none, none, none, none, none}, false},
+		{names.StepIndex, [10]names.Name{zero, block(0, 1), block(0, 2), block(0, 3), block(0, 4), none, none, none, none, none}, false},
+		{names.StepDuplicates, [10]names.Name{zero, none, none, none, none, none, five, none, none, none}, false},
+	} {
+		m := mustRun(t, names.Pass{Space: s, Table: table, Layers: layers, Steps: tt.steps})
+		for i, want := range tt.want {
+			if got := m.At(memory.GFN(i)); got != want {
+				t.Errorf("steps %s: page %d is %s, want %s", tt.steps, i, got, want)
+			}
+		}
+		sum := m.Summary()
+		if tt.whole != (sum.Unique > 0) || tt.whole == (sum.Unknown > 0) {
+			t.Errorf("steps %s: %d bytes unique, %d unknown", tt.steps, sum.Unique, sum.Unknown)
+		}
+		named := uint64(0)
+		for _, step := range m.Stats().Steps {
+			named += step.Named
+		}
+		if want := sum.Bytes - sum.Absent - sum.Unique - sum.Unknown; named != want {
+			t.Errorf("steps %s: %d bytes named by steps, %d in the map", tt.steps, named, want)
+		}
+	}
+}
+
+// TestPassPrefersRuns: of equal blocks the one after the page before's is taken,
+// else one of an immutable layer.
+func TestPassPrefersRuns(t *testing.T) {
+	s := newSpace(t, 4<<20)
+	rng := rand.New(rand.NewPCG(10, 10))
+	content := random(rng, 16*page)
+	copy(content[8*page:], content[2*page:5*page]) // 8, 9, 10 equal 2, 3, 4
+	layers := []names.Layer{
+		layerOf("written", content, false, indexOf(content)),
+		layerOf("immutable", content, true, indexOf(content)),
+	}
+	for i, block := range []int{7, 8, 9, 10, 11, 2, 3, 1, 2} {
+		put(t, s, memory.GFN(i), content[block*page:][:page])
+	}
+	m := mustRun(t, names.Pass{Space: s, Layers: layers})
+	for i, want := range []uint64{7, 8, 9, 10, 11, 2, 3, 1, 2} {
+		if got := m.At(memory.GFN(i)); got != names.OfBlock(1, want).AsProven() {
+			t.Errorf("page %d is %s, want block(1, %d)", i, got, want)
+		}
+	}
+	// A row that began with the written layer goes on with it.
+	m = mustRun(t, names.Pass{Space: s, Layers: layers, Table: book{0: names.OfBlock(0, 7)}})
+	for i, want := range []uint64{7, 8, 9, 10, 11} {
+		if got := m.At(memory.GFN(i)); got != names.OfBlock(0, want).AsProven() {
+			t.Errorf("after a written block: page %d is %s, want block(0, %d)", i, got, want)
+		}
+	}
+	if read := m.Stats().Read; read == 0 || read > 16*page {
+		t.Errorf("%d bytes of blocks read", read)
+	}
+}
+
+// liar is an index that names blocks which are not there.
+type liar struct{ digest [16]byte }
+
+func (l liar) MayHold(uint64) bool { return true }
+func (l liar) Blocks([16]byte) iter.Seq[uint64] {
+	return slices.Values([]uint64{1 << 60, 1 << 48, 4, 3})
+}
+func (l liar) Digest(uint64) ([16]byte, bool) { return l.digest, true }
+
+// TestPassBlocksInside: only blocks that a layer has name pages.
+func TestPassBlocksInside(t *testing.T) {
+	s := newSpace(t, 4<<20)
+	content := random(rand.New(rand.NewPCG(11, 11)), 4*page+104)
+	put(t, s, 0, content[3*page:4*page])
+	put(t, s, 1, content[3*page:4*page])
+	table := book{1: names.OfBlock(0, 4), 2: names.OfBlock(1, 0), 3: names.OfBlock(4000, 0).AsProven()}
+	m := mustRun(t, names.Pass{Space: s, Table: table, Layers: []names.Layer{layerOf("", content, true, liar{digestOf(content[3*page : 4*page])})}})
+	if a, b := m.At(0), m.At(1); a != names.OfBlock(0, 3).AsProven() || a != b {
+		t.Errorf("named %s and %s, want block(0, 3)", a, b)
+	}
+}
+
+// broken fails to read beyond its content.
+type broken struct{ content []byte }
+
+func (b broken) ReadAt(p []byte, off int64) (int, error) {
+	n, _ := bytes.NewReader(b.content).ReadAt(p, off)
+	if n < len(p) {
+		return n, errors.New("input/output error")
+	}
+	return n, nil
+}
+
+// TestPassUnreadable: what cannot be read costs names, and is counted.
+func TestPassUnreadable(t *testing.T) {
+	s := newSpace(t, 4<<20)
+	content := random(rand.New(rand.NewPCG(12, 12)), 10*page)
+	table := book{}
+	for i := range memory.GFN(10) {
+		put(t, s, i, content[i*page:][:page])
+		table[i] = names.OfBlock(0, uint64(i))
+	}
+	l := names.Layer{Size: int64(len(content)), Source: broken{content[:5*page+1]}}
+	m := mustRun(t, names.Pass{Space: s, Table: table, Layers: []names.Layer{l}})
+	for i := range memory.GFN(10) {
+		if named := m.At(i) != 0; named != (i < 5) {
+			t.Errorf("page %s: %s", i, m.At(i))
+		}
+	}
+	if st := m.Stats(); st.Unreadable != 5 || st.Refuted != 0 {
+		t.Errorf("%d reads failed, %d names refuted, want 5 and 0", st.Unreadable, st.Refuted)
+	}
+}
+
+func TestPassCancelled(t *testing.T) {
+	c := newScene(t, rand.New(rand.NewPCG(13, 13)), 64<<20, 64<<20/page)
+	why := errors.New("the user said so")
+	for _, at := range []uint64{0, 1, 32 << 20, 64 << 20} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		if at == 0 {
+			cancel(why)
+		}
+		var last uint64
+		p := c.pass()
+		p.Workers = 2
+		p.Progress = func(done, total uint64) {
+			if total != 64<<20 || done <= last {
+				t.Errorf("progress %d of %d after %d", done, total, last)
+			}
+			last = done
+			if done >= at {
+				cancel(why)
+			}
+		}
+		m, err := p.Run(ctx)
+		if m != nil || !errors.Is(err, why) {
+			t.Errorf("cancelled at %d bytes: %v, %v", at, m, err)
+		}
+		if at == 0 && last != 0 {
+			t.Errorf("%d bytes done by a pass that was cancelled before", last)
+		}
+		cancel(nil)
+	}
+}
+
+// TestPassRunning: a guest that writes all the while.
+func TestPassRunning(t *testing.T) {
+	c := newScene(t, rand.New(rand.NewPCG(14, 14)), 16<<20, 16<<20/page)
+	stop := make(chan struct{})
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		rng := rand.New(rand.NewPCG(15, 15))
+		mem, err := c.space.Writable(0, 16<<20)
+		for err == nil {
+			select {
+			case <-stop:
+				return
+			default:
+				copy(mem[rng.IntN(16<<20/page)*page:], mem[rng.IntN(16<<20/page)*page:][:page])
+			}
+		}
+	}()
+	p := c.pass()
+	p.Running = true
+	for range 5 {
+		m := mustRun(t, p)
+		if m.Exact() {
+			t.Error("exact")
+		}
+		for gfn := range gfns(c.space) {
+			if m.At(gfn).Proven() {
+				t.Fatalf("page %s is proven %s", gfn, m.At(gfn))
+			}
+		}
+		checkRuns(t, c.space, m)
+	}
+	close(stop)
+	<-stopped
+}
