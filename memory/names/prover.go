@@ -88,8 +88,10 @@ type Prover struct {
 	watches []watch
 	cursor  int    // number of the frame where the next window begins
 	seen    uint64 // names recorded when the last step began
-	told    bool   // that a layer cannot be read
-	left    budget
+	// Told once: a layer cannot be read, a frame cannot be made large.
+	toldRead, toldLarge bool
+
+	left budget
 }
 
 // budget is what a step may still do.
@@ -100,14 +102,17 @@ type budget struct {
 
 // watch is what the prover remembers of a frame.
 type watch struct {
-	activity uint32
-	patience uint8 // Quiet is doubled so many times
-	hashed   bool
-	armed    bool // whole, by the prover, and not yet given up
-	broken   bool // by a write, and the patience for it is lengthened
-	hash     uint64
+	activity uint32        // of the frame's count, when it was looked at
+	patience uint8         // Quiet is doubled so many times
+	tracked  bool          // the prover armed pages of it, or all
+	whole    bool          // it did so while the frame was large, and no write was seen
+	hashed   bool          // hash is from since
+	hash     uint64        // of the frame's bytes
 	since    time.Duration // since when nothing changed, on the prover's clock
 }
+
+// hurried makes the prover wait longer for a frame the next time.
+func (w *watch) hurried() { w.patience = min(w.patience+1, mostPatience) }
 
 // NewProver returns the prover of a table.
 func NewProver(s *memory.Space, t *Table, w *Watched, frames FrameBook, p ProverPolicy, log *slog.Logger) *Prover {

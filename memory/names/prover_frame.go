@@ -16,7 +16,7 @@ func (p *Prover) look(ctx context.Context, window memory.Range, n int) (waiting 
 	refreshed := false
 	for i := p.cursor; i < p.cursor+n && ctx.Err() == nil; i++ {
 		count := p.table.count(i)
-		if w := &p.watches[i]; count.used() == count.vouched() && !w.armed {
+		if w := &p.watches[i]; count.used() == count.vouched() && !w.tracked {
 			*w = watch{activity: w.activity}
 			continue
 		}
@@ -47,34 +47,28 @@ func (p *Prover) lookAt(n int) (waiting bool, err error) {
 	state, why, whole := p.frames.At(frame.Start)
 	names := count.used() > count.vouched()
 	switch {
+	case count.used() == 0:
+		// The last name has gone: the frame may be large again without us.
+		*w = watch{activity: w.activity}
+		return false, p.tracker.Disarm(frame)
+	case !names && (state == memory.FrameLarge || !whole || !p.collapsible(why)):
+		return false, nil
+	case p.left.read <= p.proof.read:
+		return true, nil
 	case !whole || !p.collapsible(why):
 		// It cannot be large. Single pages are armed, which breaks nothing.
-		w.armed = false
-		if !names || !p.due(w, now) {
-			return names, nil
+		if !p.due(w, now) {
+			return true, nil
 		}
 		return false, p.byPages(frame, w)
-	case state == memory.FrameEmpty:
-		// What is not populated has no bytes to prove a name with.
-		w.armed = false
-		return names, nil
-	case count.used() == 0:
-		// The last name has gone: let the frame be large again without us.
-		w.armed = false
-		return false, p.tracker.Disarm(frame)
-	case state == memory.FrameLarge && !names:
-		return false, nil
-	}
-	if !p.still(frame, w, now, state, why) {
+	case !p.still(frame, w, now, state, why):
 		return true, nil
+	case state == memory.FrameSmall:
+		return p.makeLarge(frame, w, names)
+	case state == memory.FrameLarge:
+		return false, p.byFrame(frame, w)
 	}
-	if p.left.read <= p.proof.read {
-		return true, nil
-	}
-	if state == memory.FrameSmall {
-		return p.makeLarge(frame, w)
-	}
-	return false, p.byFrame(frame, w)
+	return false, nil // empty: I/O populates it first
 }
 
 // clock is the time since the prover's first look.
@@ -101,17 +95,17 @@ func (p *Prover) collapsible(why memory.FrameReasons) bool {
 // still reports whether nobody has written to a frame for as long as it must be
 // quiet. Frames that lack pages are not read, since reading would populate them.
 func (p *Prover) still(frame memory.Range, w *watch, now time.Duration, state memory.FrameState, why memory.FrameReasons) bool {
-	if w.armed && state == memory.FrameSmall && !w.broken {
+	if w.whole && state == memory.FrameSmall {
 		// A write broke it: it was not as quiet as it looked.
-		w.broken, w.hashed, w.since = true, false, now
-		w.patience = min(w.patience+1, mostPatience)
+		w.whole, w.hashed, w.since = false, false, now
+		w.hurried()
 		return false
+	}
+	if why&memory.ReasonPartial != 0 || p.policy.Quiet == 0 {
+		return p.due(w, now)
 	}
 	if w.hashed && !p.due(w, now) {
 		return false
-	}
-	if why&memory.ReasonPartial != 0 {
-		return p.due(w, now)
 	}
 	if p.left.hashes <= 0 {
 		return false
@@ -126,11 +120,10 @@ func (p *Prover) still(frame memory.Range, w *watch, now time.Duration, state me
 		return true
 	}
 	if w.hashed {
-		w.patience = min(w.patience+1, mostPatience)
+		w.hurried()
 	}
 	w.hash, w.hashed, w.since = hash, true, now
-	// Without a time to wait one look is enough.
-	return p.policy.Quiet == 0
+	return false
 }
 
 // byFrame arms a large frame whole and proves the names in it.
@@ -138,52 +131,69 @@ func (p *Prover) byFrame(frame memory.Range, w *watch) error {
 	if err := p.tracker.Arm(frame); err != nil {
 		return p.passOver(w, err)
 	}
-	w.armed, w.broken = true, false
-	err := p.proof.prove(frame)
-	p.settled(frame, w)
-	return p.readable(err)
+	w.tracked, w.whole = true, true
+	p.prove(frame, w)
+	return nil
 }
 
 // byPages arms the pages of a small frame that have names to prove, and proves
 // them.
 func (p *Prover) byPages(frame memory.Range, w *watch) error {
+	w.tracked, w.whole = true, false
 	if err := p.table.provisional(frame, p.tracker.Arm); err != nil {
 		return p.passOver(w, err)
 	}
-	err := p.proof.prove(frame)
-	p.settled(frame, w)
-	return p.readable(err)
+	p.prove(frame, w)
+	return nil
 }
 
 // makeLarge makes a small frame large again, arms it whole and proves its names
 // anew: collapsing makes all of it count as written.
-func (p *Prover) makeLarge(frame memory.Range, w *watch) (waiting bool, err error) {
+func (p *Prover) makeLarge(frame memory.Range, w *watch, names bool) (waiting bool, err error) {
 	if p.left.collapses <= 0 {
 		return true, nil
 	}
 	p.left.collapses--
-	// What was written by now has no proven name any more; the others keep
-	// theirs as hints.
+	// What was written by now loses its name; the others keep theirs as hints.
 	if err := p.tracker.settle(frame); err != nil {
 		return true, err
 	}
-	p.table.demote(frame)
-	switch err := p.frames.Collapse(frame.Start, p.policy.Fill); {
+	err = p.frames.Collapse(frame.Start, p.policy.Fill)
+	switch {
 	case err == nil:
 		return false, p.byFrame(frame, w)
+	case errors.Is(err, memory.ErrFrameHeld):
+		// Nothing was changed yet.
 	case errors.Is(err, memory.ErrFrameBusy):
-		w.since = p.clock()
+		p.table.demote(frame)
+		w.hashed, w.since = false, p.clock()
 		return true, nil
-	case errors.Is(err, memory.ErrFrameHeld), errors.Is(err, memory.ErrNoHugePage), errors.Is(err, memory.ErrFrameFixed):
-		w.armed = false
-		return false, p.byPages(frame, w)
 	default:
-		return true, err
+		p.table.demote(frame)
+		names = true
+		if !p.toldLarge {
+			p.toldLarge = true
+			p.log.Warn("memory that is compared with disks stays mapped by small pages for now", "err", err)
+		}
 	}
+	w.hurried()
+	w.hashed, w.since = false, p.clock()
+	if !names {
+		return false, nil
+	}
+	return false, p.byPages(frame, w)
 }
 
-// settled notes that the frame's names have been looked after.
-func (p *Prover) settled(frame memory.Range, w *watch) {
+// prove proves the names of a frame whose pages are armed. A layer that cannot
+// be read is told of once: the guest has the same trouble and hears of it.
+func (p *Prover) prove(frame memory.Range, w *watch) {
+	if err := p.proof.prove(frame); err != nil {
+		w.hurried()
+		if !p.toldRead {
+			p.toldRead = true
+			p.log.Warn("a disk cannot be read to compare memory with it", "err", err)
+		}
+	}
 	if page, ok := p.table.page(frame.Start); ok {
 		w.activity = p.table.count(int(page >> frameShift)).activity()
 	}
@@ -196,15 +206,5 @@ func (p *Prover) passOver(w *watch, err error) error {
 		return err
 	}
 	w.hashed, w.since = false, p.clock()
-	return nil
-}
-
-// readable tells once that a layer cannot be read. The guest has the same
-// trouble, and hears of it by itself.
-func (p *Prover) readable(err error) error {
-	if err != nil && !p.told {
-		p.told = true
-		p.log.Warn("a disk layer cannot be read to prove names", "err", err)
-	}
 	return nil
 }
