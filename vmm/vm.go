@@ -68,7 +68,11 @@ type VM struct {
 	resets    int
 	endReason *Exit // set by the first request to end
 
+	pauseCalls int // of Pause
+	resumes    int
+
 	background background
+	looks      looks
 }
 
 // request asks the supervisor for what a vCPU thread or worker cannot do
@@ -162,6 +166,12 @@ func (m *VM) Start(ctx context.Context) error {
 func (m *VM) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.pauseCalls++
+	return m.pause(ctx)
+}
+
+// pause is Pause. Preconditions: mu is held.
+func (m *VM) pause(ctx context.Context) error {
 	switch m.state {
 	case api.Paused:
 		return nil
@@ -184,6 +194,11 @@ func (m *VM) Pause(ctx context.Context) error {
 func (m *VM) Resume(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.resume(ctx)
+}
+
+// resume is Resume. Preconditions: mu is held.
+func (m *VM) resume(ctx context.Context) error {
 	switch m.state {
 	case api.Running:
 		return nil
@@ -200,6 +215,7 @@ func (m *VM) Resume(ctx context.Context) error {
 		}
 	}
 	m.state = api.Running
+	m.resumes++
 	m.startBackground()
 	if err := m.resumeVCPUs(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
@@ -266,6 +282,7 @@ func (m *VM) Close() error {
 		m.Kill()
 		<-m.ended
 	}
+	m.looks.close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state, m.closed = api.Stopped, true
