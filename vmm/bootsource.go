@@ -80,6 +80,9 @@ func (m *VM) load() error {
 		return err
 	}
 	m.loaded = loaded
+	if m.naming != nil {
+		m.naming.Loaded(loaded.Segments)
+	}
 	first := m.vcpus[0]
 	enter := func() error { return enterGuest(first.kvm, loaded.Entry) }
 	if m.state == api.Created {

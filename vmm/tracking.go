@@ -11,7 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ditto.vm/guest/boot"
 	"ditto.vm/memory"
+	"ditto.vm/memory/names"
+	"ditto.vm/vmm/naming"
 )
 
 // ErrNoTracker is wrapped when the tracker that the configuration asks for
@@ -61,6 +64,7 @@ func (m *VM) addTracker() error {
 		return err
 	}
 	m.tracker = tracker
+	m.ring, _ = tracker.(*memory.KVMRing)
 	m.cleanup.add(func() error {
 		m.mem.SetObserver(nil)
 		return tracker.Close()
@@ -68,7 +72,34 @@ func (m *VM) addTracker() error {
 	if len(passed) > 0 {
 		m.log.Warn("written pages are found the slower way", "tracker", tracker.Kind().String(), "err", passed[0])
 	}
-	return m.addFrames()
+	if err := m.addFrames(); err != nil {
+		return err
+	}
+	return m.addNaming()
+}
+
+// addNaming makes the names of pages, unless they are switched off. From then on
+// their tracker is everybody's.
+func (m *VM) addNaming() error {
+	if !m.cfg.Memory.Names {
+		return nil
+	}
+	var book names.FrameBook
+	if m.frames != nil {
+		book = m.frames
+	}
+	m.naming = naming.New(m.mem, m.tracker, book, m.log, naming.Options{})
+	m.tracker = m.naming.Tracker()
+	m.cleanup.add(m.naming.Close)
+	if image := m.source.kernel; image != nil {
+		if err := m.naming.AddFile(boot.SourceKernel, image); err != nil {
+			return err
+		}
+	}
+	if image := m.source.initrd; image != nil {
+		return m.naming.AddFile(boot.SourceInitrd, image)
+	}
+	return nil
 }
 
 // addFrames opens the book of large frames. Without PAGEMAP_SCAN there is none.
@@ -131,11 +162,10 @@ func chosenWord(path string) string {
 // ringFull makes room in the dirty rings for a vCPU that left the guest for want
 // of it.
 func (m *VM) ringFull() error {
-	ring, ok := m.tracker.(*memory.KVMRing)
-	if !ok {
+	if m.ring == nil {
 		return fmt.Errorf("dirty ring full with tracker %s: %w", m.tracker.Kind(), unix.EPROTO)
 	}
-	return ring.RingFull()
+	return m.ring.RingFull()
 }
 
 // background is work beside the running guest. It stands still while the guest
@@ -157,6 +187,9 @@ func (m *VM) startBackground() {
 	if m.keeper != nil {
 		b.done.Go(func() { m.keeper.Run(ctx) })
 	}
+	if m.naming != nil {
+		m.naming.Start()
+	}
 }
 
 // stopBackground ends it and waits until it has. The guest may run meanwhile.
@@ -167,6 +200,9 @@ func (m *VM) stopBackground() {
 		return
 	}
 	b.cancel()
+	if m.naming != nil {
+		m.naming.Stop()
+	}
 	b.done.Wait()
 	b.cancel = nil
 }

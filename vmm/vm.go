@@ -16,6 +16,7 @@ import (
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
+	"ditto.vm/vmm/naming"
 )
 
 // Options are what a VM needs from its surroundings.
@@ -46,9 +47,11 @@ type VM struct {
 	reset0     resetState
 	stats      *kvm.Stats
 
-	tracker memory.Tracker
+	tracker memory.Tracker      // of naming, if there is any
+	ring    *memory.KVMRing     // nil unless the tracker is made of dirty rings
 	frames  *memory.Frames      // nil where the kernel lacks PAGEMAP_SCAN
 	keeper  *memory.FrameKeeper // nil where frames cannot be made large
+	naming  *naming.Naming      // nil when names are switched off
 
 	source   bootSource
 	platform platform
