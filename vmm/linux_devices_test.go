@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"ditto.vm/images/disk"
+	"ditto.vm/internal/labtest"
 	"ditto.vm/vmm/config"
 )
 
@@ -183,14 +184,14 @@ echo "heard $line"
 // host reads from the image.
 func TestLinuxDiskContent(t *testing.T) {
 	requireLinux(t)
-	const mib = 256
+	mib := labtest.Count(32, 256)
 	c := linuxConfig(t, "6.12", fmt.Sprintf(`
 dd if=/dev/urandom of=/tmp/seed bs=1M count=8 2>/dev/null
 i=0; while [ $i -lt %d ]; do cat /tmp/seed; i=$((i+8)); done | dd of=/dev/vda bs=1M conv=fsync 2>/dev/null
 echo "sum $(dd if=/dev/vda bs=1M count=%d iflag=direct 2>/dev/null | sha256sum | cut -c1-64)"
 `, mib, mib), virtioModules...)
 	c.Memory.Size = 512 << 20
-	path := testDisk(t, "disk", mib<<20)
+	path := testDisk(t, "disk", int64(mib)<<20)
 	c.Disks = []config.Disk{{Path: path}}
 	out, exit := runLinux(t, c)
 	if exit.Reason != ExitPowerOff {
@@ -202,10 +203,11 @@ echo "sum $(dd if=/dev/vda bs=1M count=%d iflag=direct 2>/dev/null | sha256sum |
 	}
 	defer f.Close()
 	h := sha256.New()
-	if n, err := io.Copy(h, f); err != nil || n != mib<<20 {
+	if n, err := io.Copy(h, f); err != nil || n != int64(mib)<<20 {
 		t.Fatalf("read %d bytes, %v", n, err)
 	}
 	if want := fmt.Sprintf("sum %x", h.Sum(nil)); !strings.Contains(out, want) {
 		t.Errorf("host has %s, guest says:\n%s", want, out)
 	}
+	labtest.Proof(t, "disk-raw", "SHA-256 of %d MiB: equal in the guest and on the host", mib)
 }

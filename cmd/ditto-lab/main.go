@@ -92,7 +92,7 @@ disk. Without a command a shell is run.`,
 	fs := cmd.Flags()
 	fs.SetInterspersed(false)
 	fs.IntVarP(&f.opts.MemoryMiB, "memory", "m", lab.DefaultMemoryMiB, "memory of the emulated host in MiB")
-	fs.IntVarP(&f.opts.CPUs, "cpus", "c", 0, "its CPUs (0: as many as this machine has)")
+	fs.IntVarP(&f.opts.CPUs, "cpus", "c", lab.DefaultCPUs, "its CPUs (QEMU's TCG is steady with one only)")
 	fs.DurationVarP(&f.timeout, "timeout", "t", defaultTimeout, "time limit, boot included (0: none)")
 	fs.StringVar(&f.disk, "disk", "64G", "size of the sparse scratch disk mounted on /lab")
 	fs.StringArrayVar(&f.disks, "keep-disk", nil, "raw image to attach as /dev/lab/disk0, ... (may be repeated)")

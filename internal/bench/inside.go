@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 
 	"ditto.vm/internal/lab"
@@ -32,7 +33,8 @@ const rootDiskInLab = lab.DiskDir + "/disk0"
 // is this very program; it is run with the arguments args and gets the [Job]
 // on its standard input.
 func RunInLab(ctx context.Context, program string, args []string, job Job, progress Progress, done func(Result)) (err error) {
-	options := lab.Options{}
+	// A VMM's threads must be able to run beside the guest.
+	options := lab.Options{CPUs: runtime.NumCPU()}
 	if job.Env.RootDisk != "" {
 		options.Disks = []string{job.Env.RootDisk}
 		job.Env.RootDisk = rootDiskInLab

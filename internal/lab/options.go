@@ -4,12 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 
 	"ditto.vm/images/debian"
 )
 
-// Defaults of [Options].
+// DefaultCPUs is one. With several, a CPU that translates code in QEMU's TCG
+// while another patches it may keep the old translation, so that now and then
+// Linux dies in the breakpoint by which it patches jump labels. Small labs side
+// by side are both steadier and faster than a large one; what measures threads
+// that work at the same time wants more.
+const DefaultCPUs = 1
+
+// Other defaults of [Options].
 const (
 	DefaultMemoryMiB = 9216 // holds a guest of 6 GiB
 	DefaultDiskBytes = 64 << 30
@@ -25,7 +31,7 @@ type Options struct {
 	// MemoryMiB is the host's memory; 0 means DefaultMemoryMiB. What is not
 	// used is not taken from this machine.
 	MemoryMiB int
-	// CPUs is the number of its CPUs; 0 means as many as this machine has.
+	// CPUs is the number of its CPUs; 0 means DefaultCPUs.
 	CPUs int
 	// DiskBytes is the size of the sparse scratch disk mounted on /lab; 0
 	// means DefaultDiskBytes.
@@ -57,7 +63,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.MemoryMiB = DefaultMemoryMiB
 	}
 	if o.CPUs == 0 {
-		o.CPUs = runtime.NumCPU()
+		o.CPUs = DefaultCPUs
 	}
 	if o.DiskBytes == 0 {
 		o.DiskBytes = DefaultDiskBytes

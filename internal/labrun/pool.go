@@ -20,13 +20,6 @@ import (
 	"ditto.vm/internal/labtest"
 )
 
-// labCPUs is how many CPUs a lab of the tests has. With one, QEMU's TCG runs one
-// instruction stream. With several, a CPU that translates code while another
-// patches it may keep the old translation, so that Linux now and then dies in
-// the breakpoint by which it patches jump labels: several small labs are both
-// steadier and faster than a large one.
-const labCPUs = 1
-
 // labMemory is what one lab may take from this machine, in bytes.
 const labMemory = (lab.DefaultMemoryMiB + 1024) << 20
 
@@ -210,9 +203,6 @@ func (w *worker) lab(ctx context.Context) (*lab.Lab, error) {
 	}
 	opts := w.Lab
 	opts.Log = w.Log
-	if opts.CPUs == 0 {
-		opts.CPUs = labCPUs
-	}
 	l, err := lab.Start(ctx, opts)
 	if err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ import (
 type Runner struct {
 	Out     io.Writer     // what passed and failed, and the output of what failed
 	Log     *slog.Logger  // of the labs
-	Lab     lab.Options   // of each lab; CPUs 0 means one
+	Lab     lab.Options   // of each lab
 	Workers int           // how many run at a time; 0 means what this machine carries
 	Native  bool          // run on this machine what would run in the lab
 	Verbose bool          // print also the output of what passed

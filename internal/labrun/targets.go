@@ -35,8 +35,7 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
-		// The others of its tests move 256 MiB under emulation: they are proofs.
-		{Path: "./internal/e2e/storage", Run: "^TestLabSeaBIOS$"},
+		{Path: "./internal/e2e/storage"},
 	}
 }
 
@@ -87,12 +86,13 @@ func Proofs() []Proof {
 		{ID: "frames-npt", Package: "./internal/trackertest", Run: "^TestLabFrames$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "boot-corpus", Package: "./vmm", Run: "^TestCorpusBoots$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
+		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-erase", Package: "./internal/e2e/storage", Run: "^TestLabErase$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-locks", Package: "./internal/e2e/storage", Run: "^TestLabLocks$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "seabios", Package: "./internal/e2e/storage", Run: "^TestLabSeaBIOS$", Where: InLab, Timeout: 30 * time.Minute},
 		// It boots labs itself, to kill them.
-		{ID: "power-cut", Package: "./internal/e2e/storage", Run: "^Test(Boot|Prove)PowerCut", Where: Native, Timeout: 90 * time.Minute},
+		{ID: "power-cut", Package: "./internal/e2e/storage", Run: "^TestBootPowerCut", Where: Native, Timeout: 90 * time.Minute},
 	}
 }
 

@@ -121,7 +121,7 @@ func TestLabDiskContent(t *testing.T) {
 	ditto := command(t)
 	dir := t.TempDir()
 	images := newGuest(t, dir)
-	const size = 256 << 20
+	size := int64(labtest.Count(32, 256)) << 20
 	caches := []string{"writeback", "none"}
 	var flags, paths []string
 	for _, cache := range caches {

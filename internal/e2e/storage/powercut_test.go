@@ -69,9 +69,9 @@ func TestBootPowerCut(t *testing.T) {
 	labtest.Proof(t, "power-cut", "%d power cuts, %d flushed records on %d disks, none lost", rounds, records, len(cutDisks))
 }
 
-// TestProvePowerCutWithoutFsync shows that TestBootPowerCut can fail: without
+// TestBootPowerCutWithoutFsync shows that TestBootPowerCut can fail: without
 // ditto's flushes every disk loses records that the guest had flushed.
-func TestProvePowerCutWithoutFsync(t *testing.T) {
+func TestBootPowerCutWithoutFsync(t *testing.T) {
 	needLabs(t)
 	c := newCutter(t, withoutFsync(t))
 	acked, missing := c.round(t, 1)
