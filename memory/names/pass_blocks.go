@@ -2,6 +2,8 @@ package names
 
 import (
 	"bytes"
+
+	"ditto.vm/memory"
 )
 
 // maxTries bounds how many blocks of a written layer are read for one page: an
@@ -94,7 +96,7 @@ func (w *worker) lookUpPage(i int) {
 		l, block := before.Layer(), before.Number()+1
 		if index := w.Layers[l].Index; index != nil {
 			if d, ok := index.Digest(block); ok && d == digest && w.equals(page, l, block) {
-				w.set(StepIndex, i, OfBlock(l, block))
+				w.found(i, l, block)
 				return
 			}
 		}
@@ -103,13 +105,53 @@ func (w *worker) lookUpPage(i int) {
 		tries := 0
 		for block := range w.Layers[l].Index.Blocks(digest) {
 			if w.equals(page, l, block) {
-				w.set(StepIndex, i, OfBlock(l, block))
+				w.found(i, l, block)
 				return
 			}
 			if tries++; tries == maxTries {
 				break
 			}
 		}
+	}
+}
+
+// row is a row of blocks that were found on neighbouring pages.
+type row struct {
+	last   memory.GFN // page
+	name   Name       // of the last page
+	length int
+}
+
+// longRow is from how many blocks on a row is expected to go on. A row that does
+// not costs one BLAKE3 for nothing, one that does saves an XXH3 a page.
+const longRow = 8
+
+// found names a page by a block of an index.
+func (w *worker) found(i int, l LayerID, block uint64) {
+	gfn, name := w.frame.gfn+memory.GFN(i), OfBlock(l, block)
+	if w.row.last+1 != gfn || w.row.name+1 != name {
+		w.row.length = 0
+	}
+	w.row = row{gfn, name, w.row.length + 1}
+	w.set(StepIndex, i, name)
+}
+
+// followRow names those of the 64 pages from at*64 on that go on with a long
+// row, by their BLAKE3 alone.
+func (w *worker) followRow(at int) {
+	f := &w.frame
+	for w.row.length >= longRow {
+		i := int(w.row.last) + 1 - int(f.gfn)
+		if i < at*64 || i >= at*64+64 || f.todo[at]>>(i%64)&1 == 0 {
+			return
+		}
+		l, block := w.row.name.Layer(), w.row.name.Number()+1
+		d, ok := w.Layers[l].Index.Digest(block)
+		if !ok || w.digest(f.page(i)) != d || !w.equals(f.page(i), l, block) {
+			w.row.length = 0
+			return
+		}
+		w.found(i, l, block)
 	}
 }
 

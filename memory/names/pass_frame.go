@@ -16,14 +16,16 @@ import (
 // worker names frames, one after the other, on one core.
 type worker struct {
 	*passRun
-	frame            frame
-	blocks           blockReader
-	hasher           *blake3.Hasher
+	frame  frame
+	row    row // of the unit
+	blocks blockReader
+	hasher *blake3.Hasher
+
 	named            [stepCount]uint64 // pages
 	time             [stepCount]time.Duration
 	hashed, digested uint64 // pages
-	refuted          uint64
-	compared         uint64
+	refuted          uint64 // pages
+	compared         uint64 // with each other, pages
 }
 
 // frame is the frame that a worker is at, or what a region has of it.
@@ -31,6 +33,8 @@ type frame struct {
 	gfn  memory.GFN
 	mem  []byte
 	name []Name
+	// populated are the region's bits of populated pages.
+	populated []uint64
 	// todo has a bit for each page that no step has named yet.
 	todo [framePages / 64]uint64
 	// hint holds what the table says of the page, or nothing.
@@ -61,46 +65,49 @@ func (f *frame) empty() bool {
 // not say what is populated.
 func (w *worker) unit(ctx context.Context, u unit) error {
 	r := &w.m.regions[u.region]
-	pages := memory.Range{Start: r.Start + memory.GPA(u.first*memory.PageSize), Size: uint64(u.n) * memory.PageSize}
-	populated := r.populated[u.first/64 : (u.first+u.n+63)/64]
-	if err := markPopulated(w.Space, pages, populated); err != nil {
-		return err
-	}
-	mem, err := w.Space.View(pages.Start, pages.Size)
-	if err != nil {
-		return err
-	}
-	w.frame.before = 0
-	for first := 0; first < u.n; first += framePages {
+	f := &w.frame
+	f.before, w.row = 0, row{}
+	for first := u.first; first < u.first+u.n; first += framePages {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n := min(framePages, u.n-first)
-		f := &w.frame
-		f.gfn = pages.Start.GFN() + memory.GFN(first)
-		f.mem = mem[first*memory.PageSize:][:n*memory.PageSize]
-		f.name = r.names[u.first+first:][:n]
-		f.left = w.left[u.region][(u.first+first)/64:]
-		f.todo = [framePages / 64]uint64{}
-		copy(f.todo[:], populated[first/64:])
-		w.nameFrame()
+		n := min(framePages, u.first+u.n-first)
+		pages := memory.Range{Start: r.Start + memory.GPA(first*memory.PageSize), Size: uint64(n) * memory.PageSize}
+		mem, err := w.Space.View(pages.Start, pages.Size)
+		if err != nil {
+			return err
+		}
+		f.gfn, f.mem, f.name = pages.Start.GFN(), mem, r.names[first:first+n]
+		f.populated = r.populated[first/64 : (first+n+63)/64]
+		f.left = w.left[u.region][first/64:]
+		if err := w.nameFrame(pages); err != nil {
+			return err
+		}
 		f.before = w.nameBefore(n)
 	}
 	return nil
 }
 
 // nameFrame takes the frame through the steps.
-func (w *worker) nameFrame() {
+func (w *worker) nameFrame(pages memory.Range) error {
 	f := &w.frame
+	if w.Table != nil && w.steps&(StepProven|StepRecorded) != 0 {
+		w.Table.Load(f.hint[:len(f.name)], f.gfn)
+		if w.wholeProven() {
+			return nil
+		}
+	}
+	if err := markPopulated(w.Space, pages, f.populated); err != nil {
+		return err
+	}
+	f.todo = [framePages / 64]uint64{}
+	copy(f.todo[:], f.populated)
 	for i := range f.name {
 		if f.todo[i/64]>>(i%64)&1 == 0 {
 			f.name[i] = ZeroPage | w.proven
 		}
 	}
-	if f.empty() {
-		return
-	}
-	if w.Table != nil && w.steps&(StepProven|StepRecorded) != 0 {
+	if w.Table != nil {
 		w.step(StepProven, w.takeProven)
 	}
 	if w.steps&StepZero != 0 {
@@ -115,6 +122,35 @@ func (w *worker) nameFrame() {
 	case w.steps&StepDuplicates != 0:
 		w.step(StepDuplicates, w.lookUp)
 	}
+	return nil
+}
+
+// wholeProven takes the frame's names when all are proven, without asking the
+// host what is populated, and reports whether they are.
+func (w *worker) wholeProven() bool {
+	if w.steps&StepProven == 0 {
+		return false
+	}
+	start := time.Now()
+	f := &w.frame
+	for i := range f.name {
+		n := f.hint[i]
+		if !w.provenName(n) {
+			return false
+		}
+		f.name[i] = n&^provenBit | w.proven
+	}
+	f.todo = [framePages / 64]uint64{}
+	fill(f.populated, 0, len(f.name))
+	w.named[StepProven.index()] += uint64(len(f.name))
+	w.time[StepProven.index()] += time.Since(start)
+	return true
+}
+
+// provenName reports whether a name from the table needs no look at the page.
+// Of equal pages another may be the lowest by now.
+func (w *worker) provenName(n Name) bool {
+	return n.Proven() && n.Kind() != Page && inside(w.Layers, n)
 }
 
 // step runs one step and books its time.
@@ -148,20 +184,16 @@ func (w *worker) nameBefore(i int) Name {
 	return f.name[i]
 }
 
-// takeProven asks the table: what is proven is taken, the rest is a hint.
+// takeProven takes what the table has proven. The rest of its names are hints.
 func (w *worker) takeProven() {
 	f := &w.frame
-	w.Table.Load(f.hint[:len(f.name)], f.gfn)
 	for at, word := range f.todo {
 		for ; word != 0; word &= word - 1 {
 			i := at*64 + bits.TrailingZeros64(word)
-			n := f.hint[i]
-			switch {
-			case n == 0:
+			switch n := f.hint[i]; {
 			case !inside(w.Layers, n):
 				f.hint[i] = 0
-			case n.Proven() && n.Kind() != Page && w.steps&StepProven != 0:
-				// Of equal pages another may be the lowest by now.
+			case w.steps&StepProven != 0 && w.provenName(n):
 				w.set(StepProven, i, n)
 			}
 		}
@@ -206,6 +238,9 @@ func (w *worker) lookUp() {
 	f := &w.frame
 	var hashes [64]uint64
 	for at := range f.todo {
+		if w.steps&StepIndex != 0 {
+			w.followRow(at)
+		}
 		word := f.todo[at]
 		if word == 0 {
 			continue
@@ -248,12 +283,16 @@ func (w *worker) mayHold(word uint64, hashes *[64]uint64) uint64 {
 // markPopulated sets bit i of words for the ith page of r if it is populated.
 func markPopulated(space *memory.Space, r memory.Range, words []uint64) error {
 	return space.Populated(r, func(run memory.Range) {
-		first := uint64(run.Start-r.Start) / memory.PageSize
-		end := first + run.Size/memory.PageSize
-		for first < end {
-			n := min(64-first%64, end-first)
-			words[first/64] |= ^uint64(0) >> (64 - n) << (first % 64)
-			first += n
-		}
+		first := int(run.Start-r.Start) / memory.PageSize
+		fill(words, first, first+int(run.Size)/memory.PageSize)
 	})
+}
+
+// fill sets the bits [first, end).
+func fill(words []uint64, first, end int) {
+	for first < end {
+		n := min(64-first%64, end-first)
+		words[first/64] |= ^uint64(0) >> (64 - n) << (first % 64)
+		first += n
+	}
 }
