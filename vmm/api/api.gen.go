@@ -398,7 +398,7 @@ type MemoryStep struct {
 
 // MemoryTracker defines model for MemoryTracker.
 type MemoryTracker struct {
-	// ArmedBytes memory that would be known to be written
+	// ArmedBytes populated memory that was armed and not written since
 	ArmedBytes uint64 `json:"armed_bytes"`
 
 	// Kind wp-async, kvm-log, kvm-ring or none
