@@ -54,6 +54,9 @@ func (c Class) label(width int) string {
 
 // mappings returns the lines about frames.
 func (m *Map) mappings() []mapLine {
+	if len(m.Frames) == 0 && m.Bytes() >= LargeFrameSize {
+		return []mapLine{{words: "not known: the kernel is too old to tell"}}
+	}
 	states, why := m.frameCounts()
 	of := func(n int) uint64 { return uint64(n) * LargeFrameSize }
 	lines := []mapLine{
@@ -95,7 +98,7 @@ func (l *Layout) drawLegend(c canvas) {
 	at := image.Pt(16, l.legendY)
 	next := func() { at.Y += lineHeight }
 	total := l.m.Bytes()
-	c.text(at, fmt.Sprintf("Memory of %s: %s in %d frames", l.m.Name, size(total), len(l.m.Frames)), bold)
+	c.text(at, fmt.Sprintf("Memory of %s: %s", l.m.Name, size(total)), bold)
 	next()
 	c.text(at, l.scale(), plain)
 	next()

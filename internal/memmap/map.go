@@ -74,7 +74,8 @@ type Map struct {
 	Classes   []Class
 	Pages     []byte
 	Counts    []uint16
-	// Frames has an entry for each whole large frame, region after region.
+	// Frames has an entry for each whole large frame, region after region, or
+	// none if it is not known how they are mapped.
 	Frames []Frame
 }
 
@@ -111,7 +112,7 @@ func (m *Map) Check() error {
 		cells += m.cells(r)
 		frames += int(r.Bytes / LargeFrameSize)
 	}
-	if len(m.Frames) != frames {
+	if len(m.Frames) != frames && len(m.Frames) != 0 {
 		return fmt.Errorf("%d frames are described, RAM has %d", len(m.Frames), frames)
 	}
 	if m.CellBytes > PageSize {

@@ -91,7 +91,7 @@ func (l *Layout) large(region, n int) bool {
 	inRegion := int(l.m.Regions[region].Bytes / LargeFrameSize)
 	first, last := n*perTile, min((n+1)*perTile, inRegion)
 	count := 0
-	for i := first; i < last; i++ {
+	for i := first; i < last && len(l.m.Frames) > 0; i++ {
 		if l.m.Frames[l.starts[region].frame+i].State() == Large {
 			count++
 		}

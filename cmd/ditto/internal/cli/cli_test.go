@@ -68,14 +68,6 @@ func (m *fakeMachine) Stats() (api.Stats, error) {
 	}, nil
 }
 
-func (m *fakeMachine) Memory(context.Context, api.MemoryQuery) (api.Memory, error) {
-	return api.Memory{}, nil
-}
-
-func (m *fakeMachine) MemoryMap(context.Context, api.MemoryQuery) (api.MemoryMap, error) {
-	return api.MemoryMap{}, nil
-}
-
 func (m *fakeMachine) set(s api.State) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -103,8 +103,13 @@ u-root userland and a network that needs no privileges.
   ditto stop db`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			// Cobra does this later, when it would look like the command's own error.
+			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+				return err
+			}
 			cmd.Annotations = map[string]string{ranAnnotation: ""}
+			return nil
 		},
 	}
 	root.SetOut(e.Stdout)
@@ -116,7 +121,7 @@ u-root userland and a network that needs no privileges.
 	root.AddCommand(
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
-		e.statsCommand(), e.balloonCommand(),
+		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(),
 		e.doctorCommand(), e.imageCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
