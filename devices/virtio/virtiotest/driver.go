@@ -69,6 +69,12 @@ func NewDriver(tb testing.TB, dev virtio.Device) *Driver {
 func (m *Machine) NewDriver(tb testing.TB, dev virtio.Device) *Driver {
 	tb.Helper()
 	f, slot := m.Add(tb, dev)
+	return m.Attach(tb, f, slot)
+}
+
+// Attach finds a function that is on the bus already, in slot.
+func (m *Machine) Attach(tb testing.TB, f *virtio.PCIDevice, slot int) *Driver {
+	tb.Helper()
 	d := &Driver{TB: tb, Machine: m, Function: f, Slot: slot, next: heapStart + memory.GPA(slot)<<20}
 	d.discover()
 	return d
