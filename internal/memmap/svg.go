@@ -2,11 +2,11 @@ package memmap
 
 import (
 	"bufio"
-	"encoding/xml"
 	"fmt"
 	"image"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
 
 // SVG draws the map as an SVG 1.1 document: one path a colour, so that its size
@@ -59,8 +59,15 @@ func (c *vector) text(at image.Point, s string, f face) {
 		at.X, at.Y+15, charWidth*len([]rune(s)), colour.R, colour.G, colour.B, weight, escape(s))
 }
 
+// escape makes s content of an element (XML 1.0, 2.4): markup is escaped, what no
+// document may hold is replaced. encoding/xml would cost every process of ditto
+// some of its start.
 func escape(s string) string {
-	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(s)) // a Builder does not fail
-	return b.String()
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0xfffe || r == 0xffff {
+			return utf8.RuneError
+		}
+		return r
+	}, strings.ToValidUTF8(s, string(utf8.RuneError)))
+	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }

@@ -17,7 +17,8 @@ import (
 func TestSVGEqualsPNG(t *testing.T) {
 	for _, bytes := range []uint64{300<<20 + PageSize, 6 << 30} {
 		m := synthetic(bytes, 2, 6)
-		m.Name = `<&"ü`
+		m.Name = `<&"ü>`
+		m.Notes = append(m.Notes, "\x00\x1b\xff\ufffe")
 		l, img := m.draw(t)
 		got, words := parseSVG(t, m)
 		if got.Rect != img.Rect {
