@@ -67,8 +67,8 @@ func inspection(name string, m api.Memory, bar int) string {
 	fmt.Fprintf(&out, "\nKVM       %d entries of 4K, %d of 2M, %d of 1G\n", m.Pages4K, m.Pages2M, m.Pages1G)
 	fmt.Fprintf(&out, "tracker   %s: sees %s; %s armed\n", m.Tracker.Kind, m.Tracker.Sees, humanBytes(m.Tracker.ArmedBytes))
 	fmt.Fprintf(&out, "names     %s\n", counterWords(m.Names))
-	if len(m.Steps) > 0 {
-		fmt.Fprintf(&out, "took      %.3g s: %s\n", float64(m.DurMs)/1000, stepWords(m.Steps))
+	if m.Mode == api.MemoryFull {
+		fmt.Fprintf(&out, "took      %.3g s%s\n", float64(m.DurMs)/1000, stepWords(m.Steps))
 	}
 	return out.String()
 }
@@ -179,7 +179,12 @@ func counterWords(n api.MemoryNames) string {
 func stepWords(steps []api.MemoryStep) string {
 	var words []string
 	for _, s := range steps {
-		words = append(words, fmt.Sprintf("%s %s", s.Name, humanBytes(s.Bytes)))
+		if s.Bytes > 0 {
+			words = append(words, fmt.Sprintf("%s %s", s.Name, humanBytes(s.Bytes)))
+		}
 	}
-	return strings.Join(words, ", ")
+	if len(words) == 0 {
+		return ""
+	}
+	return "; decided by " + strings.Join(words, ", ")
 }

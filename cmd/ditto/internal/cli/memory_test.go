@@ -37,7 +37,7 @@ func (m *fakeMachine) Memory(_ context.Context, q api.MemoryQuery) (api.Memory, 
 	}
 	if q.Full {
 		out.Mode, out.UnknownBytes, out.DuplicateBytes, out.UniqueBytes = api.MemoryFull, 0, 1<<18, 3<<18
-		out.Steps = []api.MemoryStep{{Name: "zero", Bytes: 1 << 19}}
+		out.Steps = []api.MemoryStep{{Name: "proven"}, {Name: "zero", Bytes: 1 << 19}}
 	}
 	return out, nil
 }
@@ -79,7 +79,7 @@ empty                      0       0   0.0 %
 KVM       256 entries of 4K, 1 of 2M, 0 of 1G
 tracker   wp-async: sees writes; 2MiB armed
 names     named 384
-took      1.5 s: zero 512KiB
+took      1.5 s; decided by zero 512KiB
 `
 	if out := h.want("inspect", "a"); out != want {
 		t.Errorf("%s", out)
