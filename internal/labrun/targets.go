@@ -84,7 +84,7 @@ func Proofs() []Proof {
 		{ID: "trackers-npt", Package: "./internal/trackertest", Run: "^TestLabTrackers$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "frames", Package: "./internal/trackertest", Run: "^TestFrames$", Where: Native, Timeout: 10 * time.Minute},
 		{ID: "frames-npt", Package: "./internal/trackertest", Run: "^TestLabFrames$", Where: InLab, Timeout: 30 * time.Minute},
-		{ID: "boot-corpus", Package: "./vmm", Run: "^TestCorpusBoots$", Where: InLab, Timeout: 30 * time.Minute},
+		{ID: "boot-corpus", Package: "./vmm", Run: "^TestLinuxCorpus$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
