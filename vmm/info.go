@@ -37,7 +37,10 @@ func (m *VM) Info() api.Info {
 // Stats reads the counters since the start and the gauges of the moment. The
 // page counts are KVM's own (KVM_GET_STATS_FD): the truth about large frames.
 func (m *VM) Stats() (api.Stats, error) {
-	s := api.Stats{Exits: map[string]uint64{}, Devices: []api.DeviceStats{}}
+	s := api.Stats{
+		Exits: map[string]uint64{}, Devices: []api.DeviceStats{},
+		Tracker: m.tracker.Kind().String(), Names: m.nameCounters(), Frames: api.MemoryFrames{Reasons: map[string]uint64{}},
+	}
 	for _, c := range m.vcpus {
 		for reason := range c.counts {
 			if n := c.counts[reason].Load(); n > 0 {
@@ -74,6 +77,12 @@ func (m *VM) Stats() (api.Stats, error) {
 	process, err := m.processMemory()
 	if err != nil {
 		return api.Stats{}, fmt.Errorf("memory of the process: %w", err)
+	}
+	if err := m.refreshFrames(); err != nil {
+		return api.Stats{}, err
+	}
+	if m.frames != nil {
+		s.Frames = frameCensus(m.frames.Census())
 	}
 	s.GuestResidentBytes = process.GuestRAM
 	s.AnonymousBytes = process.Anonymous

@@ -423,17 +423,24 @@ type Stats struct {
 	// Exits exits from guest mode to the VMM by reason, all vCPUs together
 	Exits map[string]uint64 `json:"exits"`
 
+	// Frames large frames, 2 MiB of RAM each, by how the host maps them
+	Frames MemoryFrames `json:"frames"`
+
 	// GuestResidentBytes guest RAM that is present in host memory
-	GuestResidentBytes uint64 `json:"guest_resident_bytes"`
-	Pages1G            uint64 `json:"pages_1g"`
-	Pages2M            uint64 `json:"pages_2m"`
+	GuestResidentBytes uint64      `json:"guest_resident_bytes"`
+	Names              MemoryNames `json:"names"`
+	Pages1G            uint64      `json:"pages_1g"`
+	Pages2M            uint64      `json:"pages_2m"`
 
 	// Pages4K pages that KVM maps with 4 KiB entries
 	Pages4K uint64 `json:"pages_4k"`
 
 	// ResidentBytes of the whole process, guest RAM included
 	ResidentBytes uint64 `json:"resident_bytes"`
-	UptimeMs      int64  `json:"uptime_ms"`
+
+	// Tracker how written pages are found, wp-async, kvm-log, kvm-ring or none
+	Tracker  string `json:"tracker"`
+	UptimeMs int64  `json:"uptime_ms"`
 }
 
 // StopRequest defines model for StopRequest.

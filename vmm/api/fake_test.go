@@ -18,7 +18,8 @@ type fakeMachine struct {
 	state  State
 	target uint64
 	fail   error
-	ended  chan struct{} // closed when killed
+	ended  chan struct{}                   // closed when killed
+	slow   func(ctx context.Context) error // delays Memory
 
 	endOnce sync.Once
 }
@@ -45,12 +46,19 @@ func (f *fakeMachine) Info() Info {
 func (f *fakeMachine) Stats() (Stats, error) {
 	return Stats{
 		UptimeMs: 1500, Exits: map[string]uint64{"mmio": 3, "io": 1 << 60}, Pages2M: 5, ResidentBytes: 9,
+		Tracker: "wp-async", Frames: MemoryFrames{Total: 3, Large: 2, Small: 1, Reasons: map[string]uint64{"balloon": 1}},
+		Names:   MemoryNames{Enabled: true, Counters: map[string]uint64{"named": 7, "named_proven": 6, "refuted": 1}},
 		Devices: []DeviceStats{{Name: "blk0", Kind: "virtio-blk", Counters: map[string]uint64{"reads": 4, "a\"b\n": 1}}, {Name: "rng0", Kind: "virtio-rng"}},
 	}, f.call("stats")
 }
 
-func (f *fakeMachine) Memory(_ context.Context, q MemoryQuery) (Memory, error) {
+func (f *fakeMachine) Memory(ctx context.Context, q MemoryQuery) (Memory, error) {
 	mode := q.mode()
+	if f.slow != nil {
+		if err := f.slow(ctx); err != nil {
+			return Memory{}, err
+		}
+	}
 	return Memory{
 		Bytes: 1 << 30, Mode: mode, Exact: q.Pause, DurMs: 3, NotPopulatedBytes: 1 << 29, ZeroBytes: 1 << 28, UniqueBytes: 1 << 28,
 		Tracker: MemoryTracker{Kind: "none", Sees: "nothing", Misses: "everything"},

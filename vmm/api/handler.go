@@ -63,10 +63,19 @@ func (rt *router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if strings.HasPrefix(r.URL.Path, memoryPath) {
-		// It fails only where there is no connection, in tests.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(memoryTimeout))
+		extend(w, memoryTimeout)
 	}
 	rt.mux.ServeHTTP(w, r)
+}
+
+// extend gives an answer more time. The read deadline counts too: when it passes
+// the request's context ends.
+func extend(w http.ResponseWriter, by time.Duration) {
+	deadline := time.Now().Add(by)
+	c := http.NewResponseController(w)
+	// They fail only where there is no connection, in tests.
+	_ = c.SetReadDeadline(deadline)
+	_ = c.SetWriteDeadline(deadline)
 }
 
 func (rt *router) noRoute(r *http.Request) *RequestError {
@@ -162,6 +171,12 @@ func (o *operations) GetStats(context.Context, GetStatsRequestObject) (GetStatsR
 	}
 	if stats.Exits == nil {
 		stats.Exits = map[string]uint64{}
+	}
+	if stats.Frames.Reasons == nil {
+		stats.Frames.Reasons = map[string]uint64{}
+	}
+	if stats.Names.Counters == nil {
+		stats.Names.Counters = map[string]uint64{}
 	}
 	return GetStats200JSONResponse(stats), nil
 }

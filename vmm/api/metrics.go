@@ -34,6 +34,7 @@ func formatMetrics(info Info, stats Stats) string {
 	m.sample(float64(stats.Pages4K), "size", "4k")
 	m.sample(float64(stats.Pages2M), "size", "2m")
 	m.sample(float64(stats.Pages1G), "size", "1g")
+	m.memory(stats)
 	if len(stats.Exits) > 0 {
 		m.family("ditto_vm_exits_total", "counter", "Exits from guest mode to the VMM, by reason.")
 		for _, reason := range slices.Sorted(maps.Keys(stats.Exits)) {
@@ -63,6 +64,38 @@ func (m *metrics) sample(value float64, labels ...string) {
 		fmt.Fprintf(&m.out, ",%s=%s", labels[i], quoteLabel(labels[i+1]))
 	}
 	m.out.WriteString("} " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+}
+
+// memory writes how memory is tracked, mapped by the host, and named.
+func (m *metrics) memory(stats Stats) {
+	m.family("ditto_vm_tracker", "gauge", "How written pages are found: 1 for the tracker in use.")
+	m.sample(1, "kind", stats.Tracker)
+	m.family("ditto_vm_frames", "gauge", "Large frames, 2 MiB of RAM each, by how the host maps them.")
+	m.sample(float64(stats.Frames.Large), "state", "large")
+	m.sample(float64(stats.Frames.Small), "state", "small")
+	m.sample(float64(stats.Frames.Empty), "state", "empty")
+	m.counted("ditto_vm_small_frames", "gauge", "Small frames by reason; a frame may have several.", "reason", stats.Frames.Reasons)
+	if !stats.Names.Enabled {
+		return
+	}
+	events := maps.Clone(stats.Names.Counters)
+	m.family("ditto_vm_named_pages", "gauge", "Pages that are named after blocks, and those of them that are proven.")
+	for _, key := range []string{"named", "named_proven"} {
+		m.sample(float64(events[key]), "names", key)
+		delete(events, key)
+	}
+	m.counted("ditto_vm_name_events_total", "counter", "What happened to names of pages, in pages.", "event", events)
+}
+
+// counted writes a family with a sample for each key, as a label.
+func (m *metrics) counted(name, kind, help, label string, values map[string]uint64) {
+	if len(values) == 0 {
+		return
+	}
+	m.family(name, kind, help)
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		m.sample(float64(values[key]), label, key)
+	}
 }
 
 func (m *metrics) devices(devices []DeviceStats) {

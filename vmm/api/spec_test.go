@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -167,6 +168,25 @@ func TestMetricsFormat(t *testing.T) {
 	}
 	if got := families["ditto_vm_uptime_seconds"].GetMetric()[0].GetGauge().GetValue(); got != 1.5 {
 		t.Errorf("uptime %v", got)
+	}
+	for name, want := range map[string]map[string]float64{
+		"ditto_vm_tracker":           {"wp-async": 1},
+		"ditto_vm_frames":            {"large": 2, "small": 1, "empty": 0},
+		"ditto_vm_small_frames":      {"balloon": 1},
+		"ditto_vm_named_pages":       {"named": 7, "named_proven": 6},
+		"ditto_vm_name_events_total": {"refuted": 1},
+	} {
+		got := map[string]float64{}
+		for _, sample := range families[name].GetMetric() {
+			for _, label := range sample.GetLabel() {
+				if label.GetName() != "vm" {
+					got[label.GetValue()] = sample.GetGauge().GetValue() + sample.GetCounter().GetValue()
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
 	}
 	if got := len(families["ditto_vm_device_events_total"].GetMetric()); got != 2 {
 		t.Errorf("%d device counters in\n%s", got, text)

@@ -64,6 +64,8 @@ func (m *fakeMachine) Info() api.Info {
 func (m *fakeMachine) Stats() (api.Stats, error) {
 	return api.Stats{
 		UptimeMs: 1000, Exits: map[string]uint64{"io": 5}, Pages2M: 1, Pages4K: 512, ResidentBytes: 3 << 20,
+		Tracker: "wp-async", Frames: api.MemoryFrames{Total: 4, Large: 3, Small: 1, Reasons: map[string]uint64{"tracking": 1, "balloon": 0}},
+		Names:   api.MemoryNames{Enabled: true, Counters: map[string]uint64{"named": 7, "named_proven": 5, "refuted": 1}},
 		Devices: []api.DeviceStats{{Name: "blk0", Counters: map[string]uint64{"read_bytes": 4096}}},
 	}, nil
 }
@@ -196,10 +198,16 @@ func TestMachines(t *testing.T) {
 	}
 	h.want("resume", "a")
 	out = h.want("stats", "a")
-	for _, want := range []string{"exits io", "blk0 read_bytes", "4KiB", "50.0 % with large entries"} {
+	for _, want := range []string{
+		"exits io", "blk0 read_bytes", "4KiB", "50.0 % with large entries",
+		"wp-async", "3 large, 1 small, 0 empty of 4", "small frames tracking", "7 pages, 5 of them proven", "names refuted",
+	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
+	}
+	if strings.Contains(out, "balloon") {
+		t.Errorf("a reason that no frame has is shown:\n%s", out)
 	}
 	if out := h.want("stats", "a", "--prometheus"); !strings.Contains(out, `ditto_vm_exits_total{vm="a",reason="io"} 5`) {
 		t.Error(out)
@@ -257,6 +265,11 @@ func TestErrors(t *testing.T) {
 		{[]string{"run", "--cpus", "0"}, exit.Usage, `cpus: "0": out of range: use 1 to 64`},
 		{[]string{"run", "--cpus", "x"}, exit.Usage, "invalid argument"},
 		{[]string{"run", "--memory", "12Q"}, exit.Usage, "is not a size"},
+		{[]string{"run", "--tracker", "kvm"}, exit.Usage, `unknown tracker "kvm": use auto, wp-async`},
+		{[]string{"run", "--tracker", "wp-async", "-m", "1G,memfd"}, exit.Usage, `memory.tracker: "wp-async": cannot follow memfd memory`},
+		{[]string{"run", "--names", "some"}, exit.Usage, "neither on nor off"},
+		{[]string{"run", "--hugepages", "4M"}, exit.Usage, "use thp, 2M, 1G or off"},
+		{[]string{"run", "--hugepages", "1G"}, exit.Usage, "use --hugepages thp"},
 		{[]string{"run", "--disk", "a,b=c"}, exit.Usage, "unknown option"},
 		{[]string{"run", "--net", "tap", "-p", "80:80"}, exit.Usage, "no user-mode network"},
 		{[]string{"run", "--name", "a b"}, exit.Usage, "not a usable name"},
@@ -349,6 +362,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"logs", ""}, "alpha\n"},
 		{[]string{"stats", "alpha", ""}, ""},
 		{[]string{"run", "--console", ""}, "serial\nvirtio\n"},
+		{[]string{"run", "--tracker", ""}, "auto\nwp-async\nkvm-log\nkvm-ring\nnone\n"},
+		{[]string{"run", "--names", ""}, "on\noff\n"},
+		{[]string{"run", "--hugepages", ""}, "thp\n2M\n1G\noff\n"},
 	} {
 		code, out, _ := h.do(append([]string{"__complete"}, test.args...)...)
 		words, _, _ := strings.Cut(out, ":")

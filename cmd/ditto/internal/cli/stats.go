@@ -19,7 +19,8 @@ func (e *Env) statsCommand() *cobra.Command {
 		Use:   "stats NAME",
 		Short: "Show a machine's counters",
 		Long: `Show what a machine has counted since it was started: exits to the VMM by reason,
-how KVM maps its memory, what it costs the host, and what its devices did.`,
+how KVM and the host map its memory, what it costs the host, how pages were named,
+and what its devices did.`,
 		Example: `  ditto stats web
   ditto stats web --json | jq .exits
   ditto stats web --prometheus`,
@@ -67,6 +68,17 @@ func statsRows(s api.Stats) [][]string {
 		{"own anonymous memory", humanBytes(s.AnonymousBytes)},
 		{"pages mapped", fmt.Sprintf("%d of 4K, %d of 2M, %d of 1G (%s with large entries)", s.Pages4K, s.Pages2M, s.Pages1G, largeShare(s))},
 	}
+	rows = append(rows, []string{"tracker", s.Tracker}, []string{"host frames", framesText(s.Frames)})
+	rows = append(rows, countedOnly("small frames ", s.Frames.Reasons)...)
+	if s.Names.Enabled {
+		named := maps.Clone(s.Names.Counters)
+		rows = append(rows, []string{"names", fmt.Sprintf("%d pages, %d of them proven", named["named"], named["named_proven"])})
+		delete(named, "named")
+		delete(named, "named_proven")
+		rows = append(rows, countedOnly("names ", named)...)
+	} else {
+		rows = append(rows, []string{"names", "off"})
+	}
 	rows = append(rows, counterRows("exits ", s.Exits)...)
 	for _, d := range s.Devices {
 		rows = append(rows, counterRows(d.Name+" ", d.Counters)...)
@@ -81,6 +93,21 @@ func largeShare(s api.Stats) string {
 		return "none mapped"
 	}
 	return fmt.Sprintf("%.1f %%", 100*float64(large)/float64(large+s.Pages4K))
+}
+
+// framesText says how the host maps the guest's memory.
+func framesText(f api.MemoryFrames) string {
+	if f.Total == 0 {
+		return "not counted"
+	}
+	return fmt.Sprintf("%d large, %d small, %d empty of %d", f.Large, f.Small, f.Empty, f.Total)
+}
+
+// countedOnly is counterRows without what was not counted.
+func countedOnly(prefix string, counters map[string]uint64) [][]string {
+	counted := maps.Clone(counters)
+	maps.DeleteFunc(counted, func(_ string, n uint64) bool { return n == 0 })
+	return counterRows(prefix, counted)
 }
 
 // counterRows sorts counters by name.
