@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"testing"
@@ -218,5 +219,57 @@ func TestConnectionLimit(t *testing.T) {
 	_ = conns[0].Close()
 	if _, err := io.ReadAll(extra); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSlowMemory: a look at memory outlives the time that other requests get,
+// and ends when the client goes away.
+func TestSlowMemory(t *testing.T) {
+	const limit = 20 * time.Millisecond
+	m := newFake()
+	left := make(chan error, 1)
+	m.slow = func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			left <- ctx.Err()
+			return ctx.Err()
+		case <-time.After(10 * limit):
+			return nil
+		}
+	}
+	dir, err := os.MkdirTemp("/tmp", "ditto-api-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := Listen(dir + "/api.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(m, slog.New(slog.DiscardHandler))
+	s.http.ReadTimeout, s.http.WriteTimeout = limit, limit
+	s.Serve(l)
+	defer s.Close()
+	r, err := Dial(dir + "/api.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Memory(t.Context(), MemoryQuery{Full: true}); err != nil {
+		t.Error(err)
+	}
+
+	m.slow = func(ctx context.Context) error {
+		<-ctx.Done()
+		left <- ctx.Err()
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	if _, err := r.Memory(ctx, MemoryQuery{Full: true}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a client that went away: %v", err)
+	}
+	if err := <-left; err == nil {
+		t.Error("the machine still looks")
 	}
 }
