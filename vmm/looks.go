@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"ditto.vm/vmm/api"
@@ -77,6 +78,7 @@ func (m *VM) look(ctx context.Context, pause bool, do func(ctx context.Context, 
 		return false, err
 	}
 	defer done()
+	defer m.dropMaps()
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
@@ -92,6 +94,18 @@ func (m *VM) look(ctx context.Context, pause bool, do func(ctx context.Context, 
 		}
 	}()
 	return false, do(ctx, g.still)
+}
+
+// mapsWorthDropping is the memory from which a look is worth a collection: its
+// maps take 8 bytes a page, 8 MiB for it.
+const mapsWorthDropping = 4 << 30
+
+// dropMaps gives the memory of a look back to the host, which the collector
+// would do only minutes later.
+func (m *VM) dropMaps() {
+	if m.mem.Size() >= mapsWorthDropping {
+		debug.FreeOSMemory()
+	}
 }
 
 func (m *VM) beginGlimpse(ctx context.Context, pause bool) (glimpse, error) {
