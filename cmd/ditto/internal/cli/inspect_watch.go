@@ -28,6 +28,10 @@ const (
 // barWidth is the length of the bar of all memory, in characters.
 const barWidth = 30
 
+// restFactor keeps looks at a large memory from taking more than a quarter of a
+// core.
+const restFactor = 3
+
 // watch shows a machine's memory again and again on the terminal's other screen,
 // until ctx ends or the machine does. What was shown last stays on the first.
 func (e *Env) watch(ctx context.Context, name string, interval time.Duration) error {
@@ -64,13 +68,13 @@ func watchLoop(ctx context.Context, interval time.Duration, screen *os.File, loo
 		return "", err
 	}
 	defer func() { _, _ = io.WriteString(screen, firstScreen) }()
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
 	for {
+		began := time.Now()
 		text, err := look(ctx)
 		if err != nil {
 			return last, err
 		}
+		took := time.Since(began)
 		last = text
 		columns, rows, err := term.GetSize(int(screen.Fd()))
 		if err != nil {
@@ -83,7 +87,7 @@ func watchLoop(ctx context.Context, interval time.Duration, screen *os.File, loo
 		select {
 		case <-ctx.Done():
 			return last, nil
-		case <-ticker.C:
+		case <-time.After(max(interval, restFactor*took)):
 		}
 	}
 }
