@@ -2,9 +2,11 @@ package bench
 
 // All returns every benchmark, those that need no lab first.
 func All() []Benchmark {
-	return []Benchmark{
-		nativeStart(), nativeMemory(),
+	list := []Benchmark{nativeStart(), nativeMemory()}
+	list = append(list, trackerWrites()...)
+	return append(list,
+		framesIdle(), namingPass(),
 		bootLinux(), bootEntry(),
 		disk("none"), disk("writeback"), network(),
-	}
+	)
 }

@@ -120,12 +120,19 @@ func writeValues(out *strings.Builder, r *Result) {
 		for i, e := range r.Entries {
 			fmt.Fprintf(out, " %s |", formatSummary(e.Summary[m.Name]))
 			if i > 0 {
-				ratio := Summarize(Ratios(r.Entries[0].Values[m.Name], e.Values[m.Name]))
-				fmt.Fprintf(out, " %.3f |", ratio.Median)
+				out.WriteString(formatRatio(Summarize(Ratios(r.Entries[0].Values[m.Name], e.Values[m.Name]))))
 			}
 		}
 		out.WriteString("\n")
 	}
+}
+
+// formatRatio is a cell with a ratio, empty when one side measured nothing.
+func formatRatio(s Summary) string {
+	if s.N == 0 {
+		return " - |"
+	}
+	return fmt.Sprintf(" %.3f |", s.Median)
 }
 
 func formatSummary(s Summary) string {

@@ -65,7 +65,7 @@ func (m *machine) load(c payload.MemWriterConfig) {
 
 func (m *machine) command(c payload.Command, until payload.State) payload.MemWriterStatus {
 	m.t.Helper()
-	s, err := m.Command(c, until)
+	s, err := m.Command(m.t.Context(), c, until)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func (m *machine) command(c payload.Command, until payload.State) payload.MemWri
 
 func (m *machine) await(wanted func(payload.MemWriterStatus) bool) payload.MemWriterStatus {
 	m.t.Helper()
-	s, err := m.Await(wanted)
+	s, err := m.Await(m.t.Context(), wanted)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func (m *machine) await(wanted func(payload.MemWriterStatus) bool) payload.MemWr
 // finish ends the program, which checks its memory first.
 func (m *machine) finish() {
 	m.t.Helper()
-	if _, err := m.Finish(); err != nil {
+	if _, err := m.Finish(m.t.Context()); err != nil {
 		m.t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package trackertest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -244,16 +245,23 @@ func (m *Machine) step() (bool, error) {
 	}
 }
 
-// Command gives the program a command and waits until it has obeyed.
-func (m *Machine) Command(c payload.Command, until payload.State) (payload.MemWriterStatus, error) {
-	if err := payload.CommandMemWriter(m.Memory, c); err != nil {
-		return payload.MemWriterStatus{}, err
+// Command gives the program a command and waits until it has obeyed and is in
+// the state in which the command leaves it.
+func (m *Machine) Command(ctx context.Context, c payload.Command, until payload.State) (payload.MemWriterStatus, error) {
+	was, err := payload.ReadMemWriter(m.Memory)
+	if err != nil {
+		return was, err
 	}
-	return m.Await(func(s payload.MemWriterStatus) bool { return s.State == until })
+	if err := payload.CommandMemWriter(m.Memory, c); err != nil {
+		return was, err
+	}
+	return m.Await(ctx, func(s payload.MemWriterStatus) bool {
+		return s.State == until && (c != payload.CommandCheck || s.Checks != was.Checks)
+	})
 }
 
 // Await waits until the program's status is as wanted.
-func (m *Machine) Await(wanted func(payload.MemWriterStatus) bool) (payload.MemWriterStatus, error) {
+func (m *Machine) Await(ctx context.Context, wanted func(payload.MemWriterStatus) bool) (payload.MemWriterStatus, error) {
 	for {
 		s, err := payload.ReadMemWriter(m.Memory)
 		if err != nil || wanted(s) {
@@ -267,6 +275,8 @@ func (m *Machine) Await(wanted func(payload.MemWriterStatus) bool) (payload.MemW
 				err = fmt.Errorf("the guest ended in state %+v", s)
 			}
 			return s, errors.Join(err, m.failure)
+		case <-ctx.Done():
+			return s, fmt.Errorf("the guest is in state %+v: %w", s, context.Cause(ctx))
 		default:
 			runtime.Gosched()
 		}
@@ -275,8 +285,8 @@ func (m *Machine) Await(wanted func(payload.MemWriterStatus) bool) (payload.MemW
 
 // Finish ends the program, which checks its memory first, and fails when that
 // is not what it wrote.
-func (m *Machine) Finish() (payload.MemWriterStatus, error) {
-	s, err := m.Command(payload.CommandFinish, payload.StateDone)
+func (m *Machine) Finish(ctx context.Context) (payload.MemWriterStatus, error) {
+	s, err := m.Command(ctx, payload.CommandFinish, payload.StateDone)
 	if err != nil {
 		return s, err
 	}
