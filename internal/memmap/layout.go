@@ -74,7 +74,7 @@ func NewLayout(m *Map) *Layout {
 			break
 		}
 	}
-	if l.Columns == 0 { // only a check that is too lenient leads here
+	if l.Columns == 0 { // many small regions: the picture is higher than it should be
 		l.Columns = 1 << int(math.Ceil(math.Log2(math.Sqrt(float64(total)))))
 	}
 	l.place()

@@ -94,9 +94,10 @@ func (m *Map) Bytes() uint64 {
 // Bounds of what is drawn. They keep a picture to some megapixels, and damaged
 // data from being drawn at all.
 const (
-	maxBytes = 1 << 40
-	maxPages = 1 << 20
-	maxCells = 1 << 16
+	maxBytes   = 1 << 40
+	maxPages   = 1 << 20
+	maxCells   = 1 << 16
+	maxRegions = 16
 )
 
 // Check returns why the map cannot be drawn, or nil.
@@ -146,7 +147,7 @@ func (m *Map) checkRegions() error {
 		}
 		end = r.Start + r.Bytes
 	}
-	if len(m.Regions) == 0 || m.Bytes() > maxBytes {
+	if len(m.Regions) == 0 || len(m.Regions) > maxRegions || m.Bytes() > maxBytes {
 		return errors.New("no RAM, or too much, to draw")
 	}
 	return nil

@@ -209,6 +209,12 @@ func TestCheck(t *testing.T) {
 	for name, spoil := range map[string]func(m *Map){
 		"no regions":          func(m *Map) { m.Regions = nil },
 		"regions overlap":     func(m *Map) { m.Regions = append(m.Regions, Region{0, PageSize}) },
+		"many regions": func(m *Map) {
+			for n := range uint64(16) {
+				m.Regions = append(m.Regions, Region{(n + 9) * LargeFrameSize, PageSize})
+				m.Pages = append(m.Pages, 0)
+			}
+		},
 		"region not aligned":  func(m *Map) { m.Regions[0].Start = PageSize },
 		"part of a page":      func(m *Map) { m.Regions[0].Bytes++ },
 		"endless region":      func(m *Map) { m.Regions[0].Bytes = 1 << 63 },
