@@ -23,7 +23,7 @@ import (
 type proof struct {
 	table  *Table
 	space  *memory.Space
-	buf    []byte // of blocks read at once
+	buf    []byte // of blocks read at once, made when it is needed
 	claims []claim
 	read   int64 // bytes read so far
 }
@@ -35,7 +35,7 @@ type claim struct {
 }
 
 func newProof(t *Table, s *memory.Space) *proof {
-	return &proof{table: t, space: s, buf: make([]byte, proofBuffer)}
+	return &proof{table: t, space: s}
 }
 
 // proofBuffer bounds one read of a layer, in bytes.
@@ -70,6 +70,9 @@ func (t *Table) provisional(r memory.Range, f func(run memory.Range) error) erro
 // cannot be read proves nothing: its names stay provisional, and the error is
 // returned.
 func (p *proof) prove(r memory.Range) error {
+	if p.buf == nil {
+		p.buf = make([]byte, proofBuffer)
+	}
 	p.begin(r)
 	var failed error
 	for claims := p.claims; len(claims) > 0; {

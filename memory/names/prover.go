@@ -114,7 +114,8 @@ type watch struct {
 // hurried makes the prover wait longer for a frame the next time.
 func (w *watch) hurried() { w.patience = min(w.patience+1, mostPatience) }
 
-// NewProver returns the prover of a table.
+// NewProver returns the prover of a table. Without a book of frames, nil, it arms
+// single pages.
 func NewProver(s *memory.Space, t *Table, w *Watched, frames FrameBook, p ProverPolicy, log *slog.Logger) *Prover {
 	return &Prover{
 		table: t, space: s, tracker: w, frames: frames, policy: p, log: log, now: time.Now,

@@ -20,7 +20,7 @@ func (p *Prover) look(ctx context.Context, window memory.Range, n int) (waiting 
 			*w = watch{activity: w.activity}
 			continue
 		}
-		if !refreshed {
+		if !refreshed && p.frames != nil {
 			if err := p.frames.Refresh(window); err != nil {
 				return true, err
 			}
@@ -44,7 +44,12 @@ func (p *Prover) lookAt(n int) (waiting bool, err error) {
 		return true, nil
 	}
 	frame := p.frame(n)
-	state, why, whole := p.frames.At(frame.Start)
+	var state memory.FrameState
+	var why memory.FrameReasons
+	whole := false
+	if p.frames != nil {
+		state, why, whole = p.frames.At(frame.Start)
+	}
 	names := count.used() > count.vouched()
 	switch {
 	case count.used() == 0:

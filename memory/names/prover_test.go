@@ -77,7 +77,7 @@ func (s *stage) fill(n int) {
 	for frame := range n {
 		gpa := memory.GPA(frame) * memory.LargeFrameSize
 		for p := range memory.GPA(pagesOfFrame) {
-			s.view((gpa+p*memory.PageSize).GFN())[0]++
+			s.view((gpa + p*memory.PageSize).GFN())[0]++
 		}
 		if err := s.frames.Collapse(gpa, 0); err != nil {
 			s.t.Skipf("%v; try: free memory on the host", err)

@@ -29,6 +29,7 @@ type Naming struct {
 
 	mu      sync.Mutex // guards what follows
 	files   map[boot.Source]names.LayerID
+	watched []*watchedFile
 	indexes []io.Closer
 	stop    context.CancelFunc // nil while the prover stands
 	done    chan struct{}
@@ -88,6 +89,9 @@ func (n *Naming) AddDisk(d Disk) (*DiskObserver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("name memory by disk %s: %w", d.Path, err)
 	}
+	if d.Immutable {
+		n.watchFile(id, d.Path)
+	}
 	return &DiskObserver{table: n.table, layer: id}, nil
 }
 
@@ -97,6 +101,7 @@ func (n *Naming) AddFile(source boot.Source, image *boot.Image) error {
 	if err != nil {
 		return fmt.Errorf("name memory by the %s: %w", source, err)
 	}
+	n.watchFile(id, image.Name)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.files[source] = id
@@ -122,9 +127,13 @@ func (n *Naming) Loaded(segments []boot.FileRange) {
 	}
 }
 
-// Settle drops the names of pages that were written since they were proven. On
-// a paused VM whose devices are drained every proven name is true afterwards.
-func (n *Naming) Settle(ctx context.Context) error { return n.prover.Settle(ctx) }
+// Settle drops the names of pages that were written since they were proven, and
+// of files that somebody changed although they are immutable. On a paused VM
+// whose devices are drained every proven name is true afterwards.
+func (n *Naming) Settle(ctx context.Context) error {
+	n.checkFiles()
+	return n.prover.Settle(ctx)
+}
 
 // Start lets the prover run until Stop. Twice is once.
 func (n *Naming) Start() {
@@ -154,7 +163,7 @@ func (n *Naming) Stop() {
 	n.stop = nil
 }
 
-// Close stops the prover and closes the indexes. The tracker stays open, and the
+// Close stops the prover and closes what was opened. The tracker stays open, and the
 // Space's observer stays installed.
 func (n *Naming) Close() error {
 	n.Stop()
@@ -164,7 +173,10 @@ func (n *Naming) Close() error {
 	for _, index := range n.indexes {
 		errs = append(errs, index.Close())
 	}
-	n.indexes = nil
+	for _, w := range n.watched {
+		errs = append(errs, w.file.Close())
+	}
+	n.indexes, n.watched = nil, nil
 	return errors.Join(errs...)
 }
 
