@@ -90,6 +90,43 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// TestMemoryNames: what is recorded counts for a quick look as it is, for a full
+// one only where it is true.
+func TestMemoryNames(t *testing.T) {
+	m := planted(t)
+	disk := make([]byte, 8*memory.PageSize)
+	if err := m.mem.ReadAt(disk[4*memory.PageSize:5*memory.PageSize], 16<<20+memory.PageSize); err != nil {
+		t.Fatal(err)
+	}
+	table := m.naming.Table()
+	id, err := table.AddLayer(names.Layer{Title: "disk", Size: int64(len(disk)), Immutable: true, Source: bytes.NewReader(disk)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Record(16<<20+memory.PageSize, names.OfBlock(id, 4))
+	table.Record(16<<20+2*memory.PageSize, names.OfBlock(id, 5)) // which it is not
+	for full, want := range map[bool]uint64{false: 2, true: 1} {
+		got, err := m.Memory(deadline(t), api.MemoryQuery{Full: full, Pause: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		layer := got.Layers[id]
+		if sum(got) != got.Bytes || layer.Bytes != want*memory.PageSize || layer.Title != "disk" || layer.SizeBytes != 8*memory.PageSize || !layer.Immutable || layer.Indexed {
+			t.Errorf("full %v: %+v", full, got)
+		}
+		if !got.Names.Enabled || got.Names.Counters["recorded"] != 2 {
+			t.Errorf("names %+v", got.Names)
+		}
+		pages, err := m.MemoryMap(deadline(t), api.MemoryQuery{Full: full, Pause: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := pages.Classes[pages.Pages[(16<<20)/memory.PageSize+1]]; c.Kind != api.KindLayer || c.Title != "disk" || c.Bytes != want*memory.PageSize {
+			t.Errorf("full %v: the page is of class %+v", full, c)
+		}
+	}
+}
+
 // TestArmedBytes: what is armed and left alone counts, what is written after does
 // not.
 func TestArmedBytes(t *testing.T) {
