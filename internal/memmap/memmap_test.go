@@ -207,8 +207,8 @@ func (c *labels) text(at image.Point, s string, _ face) {
 
 func TestCheck(t *testing.T) {
 	for name, spoil := range map[string]func(m *Map){
-		"no regions":          func(m *Map) { m.Regions = nil },
-		"regions overlap":     func(m *Map) { m.Regions = append(m.Regions, Region{0, PageSize}) },
+		"no regions":      func(m *Map) { m.Regions = nil },
+		"regions overlap": func(m *Map) { m.Regions = append(m.Regions, Region{0, PageSize}) },
 		"many regions": func(m *Map) {
 			for n := range uint64(16) {
 				m.Regions = append(m.Regions, Region{(n + 9) * LargeFrameSize, PageSize})
