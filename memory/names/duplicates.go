@@ -97,7 +97,7 @@ func (d *duplicates) round(ctx context.Context, compare func(w *worker, row []ui
 	// and in the end where the partition after it begins.
 	next := make([]uint32, partitions)
 	err := d.each(ctx, len(d.units), func(_ *worker, i int) error {
-		d.eachLeft(d.units[i], func(_ *mapRegion, _ int, n *Name) { atomic.AddUint32(&next[uint64(*n)>>d.shift], 1) })
+		d.eachLeft(d.units[i], func(_ int, n *Name) { atomic.AddUint32(&next[uint64(*n)>>d.shift], 1) })
 		return nil
 	})
 	if err != nil {
@@ -124,12 +124,12 @@ func (d *duplicates) round(ctx context.Context, compare func(w *worker, row []ui
 
 // eachLeft calls f for the pages of a unit that are left, with the place of
 // their hash.
-func (d *duplicates) eachLeft(u unit, f func(r *mapRegion, i int, hash *Name)) {
+func (d *duplicates) eachLeft(u unit, f func(i int, hash *Name)) {
 	r := &d.m.regions[u.region]
 	for at := u.first / 64; at < (u.first+u.n+63)/64; at++ {
 		for word := d.left[u.region][at]; word != 0; word &= word - 1 {
 			i := at*64 + bits.TrailingZeros64(word)
-			f(r, i, &r.names[i])
+			f(i, &r.names[i])
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (d *duplicates) eachLeft(u unit, f func(r *mapRegion, i int, hash *Name)) {
 func (d *duplicates) deal(u unit, next []uint32) {
 	// With one partition the shift is 64, and the whole hash is above the number.
 	drop := 64 - d.shift
-	d.eachLeft(u, func(_ *mapRegion, i int, n *Name) {
+	d.eachLeft(u, func(i int, n *Name) {
 		hash := uint64(*n)
 		*n = 0
 		place := atomic.AddUint32(&next[hash>>d.shift], 1) - 1
@@ -249,7 +249,7 @@ func (d *duplicates) rehash(w *worker, u unit, key [32]byte) error {
 		return err
 	}
 	var sum [32]byte
-	d.eachLeft(u, func(r *mapRegion, i int, n *Name) {
+	d.eachLeft(u, func(i int, n *Name) {
 		w.digested++
 		h.Reset()
 		_, _ = h.Write(d.page(d.bases[u.region] + uint64(i)))

@@ -1,12 +1,9 @@
 package names_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"iter"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"ditto.vm/memory"
@@ -58,6 +55,38 @@ func TestPassTwoRegions(t *testing.T) {
 	after, err := c.space.HostUsage()
 	if err != nil || after.RSS != before.RSS {
 		t.Errorf("the pass changed resident memory from %d to %d bytes (%v)", before.RSS, after.RSS, err)
+	}
+}
+
+// TestPassProven: what is proven is taken without a look at memory, at a block
+// or at an index.
+func TestPassProven(t *testing.T) {
+	s := newSpace(t, 20<<20)
+	table := book{}
+	for gfn := range gfns(s) {
+		table[gfn] = names.OfBlock(0, uint64(gfn)).AsProven()
+	}
+	delete(table, 5000) // in the last frame
+	before, err := s.HostUsage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mustRun(t, names.Pass{Space: s, Table: table, Layers: []names.Layer{{Size: 20 << 20, Immutable: true}}})
+	const lastFrame = 18 << 20 / page
+	for gfn := range gfns(s) {
+		want, populated := table[gfn], gfn < lastFrame
+		if !populated {
+			want = names.ZeroPage.AsProven() // nothing is there
+		}
+		if m.At(gfn) != want || m.Populated(gfn) != populated {
+			t.Fatalf("page %s is %s, populated %v, want %s", gfn, m.At(gfn), m.Populated(gfn), want)
+		}
+	}
+	if after, err := s.HostUsage(); err != nil || after.RSS != before.RSS {
+		t.Errorf("the pass changed resident memory from %d to %d bytes (%v)", before.RSS, after.RSS, err)
+	}
+	if st := m.Stats(); st.Hashed+st.Digested+st.Read+st.Compared != 0 || st.Steps[0].Named != 18<<20 {
+		t.Errorf("%+v", st)
 	}
 }
 
@@ -141,92 +170,6 @@ func TestPassSteps(t *testing.T) {
 	}
 }
 
-// TestPassPrefersRuns: of equal blocks the one after the page before's is taken,
-// else one of an immutable layer.
-func TestPassPrefersRuns(t *testing.T) {
-	s := newSpace(t, 4<<20)
-	rng := rand.New(rand.NewPCG(10, 10))
-	content := random(rng, 16*page)
-	copy(content[8*page:], content[2*page:5*page]) // 8, 9, 10 equal 2, 3, 4
-	layers := []names.Layer{
-		layerOf("written", content, false, indexOf(content)),
-		layerOf("immutable", content, true, indexOf(content)),
-	}
-	for i, block := range []int{7, 8, 9, 10, 11, 2, 3, 1, 2} {
-		put(t, s, memory.GFN(i), content[block*page:][:page])
-	}
-	m := mustRun(t, names.Pass{Space: s, Layers: layers})
-	for i, want := range []uint64{7, 8, 9, 10, 11, 2, 3, 1, 2} {
-		if got := m.At(memory.GFN(i)); got != names.OfBlock(1, want).AsProven() {
-			t.Errorf("page %d is %s, want block(1, %d)", i, got, want)
-		}
-	}
-	// A row that began with the written layer goes on with it.
-	m = mustRun(t, names.Pass{Space: s, Layers: layers, Table: book{0: names.OfBlock(0, 7)}})
-	for i, want := range []uint64{7, 8, 9, 10, 11} {
-		if got := m.At(memory.GFN(i)); got != names.OfBlock(0, want).AsProven() {
-			t.Errorf("after a written block: page %d is %s, want block(0, %d)", i, got, want)
-		}
-	}
-	if read := m.Stats().Read; read == 0 || read > 16*page {
-		t.Errorf("%d bytes of blocks read", read)
-	}
-}
-
-// liar is an index that names blocks which are not there.
-type liar struct{ digest [16]byte }
-
-func (l liar) MayHold(uint64) bool { return true }
-func (l liar) Blocks([16]byte) iter.Seq[uint64] {
-	return slices.Values([]uint64{1 << 60, 1 << 48, 4, 3})
-}
-func (l liar) Digest(uint64) ([16]byte, bool) { return l.digest, true }
-
-// TestPassBlocksInside: only blocks that a layer has name pages.
-func TestPassBlocksInside(t *testing.T) {
-	s := newSpace(t, 4<<20)
-	content := random(rand.New(rand.NewPCG(11, 11)), 4*page+104)
-	put(t, s, 0, content[3*page:4*page])
-	put(t, s, 1, content[3*page:4*page])
-	table := book{1: names.OfBlock(0, 4), 2: names.OfBlock(1, 0), 3: names.OfBlock(4000, 0).AsProven()}
-	m := mustRun(t, names.Pass{Space: s, Table: table, Layers: []names.Layer{layerOf("", content, true, liar{digestOf(content[3*page : 4*page])})}})
-	if a, b := m.At(0), m.At(1); a != names.OfBlock(0, 3).AsProven() || a != b {
-		t.Errorf("named %s and %s, want block(0, 3)", a, b)
-	}
-}
-
-// broken fails to read beyond its content.
-type broken struct{ content []byte }
-
-func (b broken) ReadAt(p []byte, off int64) (int, error) {
-	n, _ := bytes.NewReader(b.content).ReadAt(p, off)
-	if n < len(p) {
-		return n, errors.New("input/output error")
-	}
-	return n, nil
-}
-
-// TestPassUnreadable: what cannot be read costs names, and is counted.
-func TestPassUnreadable(t *testing.T) {
-	s := newSpace(t, 4<<20)
-	content := random(rand.New(rand.NewPCG(12, 12)), 10*page)
-	table := book{}
-	for i := range memory.GFN(10) {
-		put(t, s, i, content[i*page:][:page])
-		table[i] = names.OfBlock(0, uint64(i))
-	}
-	l := names.Layer{Size: int64(len(content)), Source: broken{content[:5*page+1]}}
-	m := mustRun(t, names.Pass{Space: s, Table: table, Layers: []names.Layer{l}})
-	for i := range memory.GFN(10) {
-		if named := m.At(i) != 0; named != (i < 5) {
-			t.Errorf("page %s: %s", i, m.At(i))
-		}
-	}
-	if st := m.Stats(); st.Unreadable != 5 || st.Refuted != 0 {
-		t.Errorf("%d reads failed, %d names refuted, want 5 and 0", st.Unreadable, st.Refuted)
-	}
-}
-
 func TestPassCancelled(t *testing.T) {
 	c := newScene(t, rand.New(rand.NewPCG(13, 13)), 64<<20, 64<<20/page)
 	why := errors.New("the user said so")
@@ -292,36 +235,4 @@ func TestPassRunning(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
-}
-
-// TestPassFollowsRows: a long row of blocks is followed without XXH3, to its end
-// and over the border of a frame.
-func TestPassFollowsRows(t *testing.T) {
-	s := newSpace(t, 8<<20)
-	rng := rand.New(rand.NewPCG(16, 16))
-	content := random(rng, 600*page)
-	const first, end = 100, 690
-	for i := range memory.GFN(700) {
-		b := random(rng, page)
-		if i >= first && i < end {
-			b = content[(i-first)*page:][:page]
-		}
-		put(t, s, i, b)
-	}
-	for _, immutable := range []bool{true, false} {
-		m := mustRun(t, names.Pass{Space: s, Layers: []names.Layer{layerOf("", content, immutable, indexOf(content))}})
-		for i := range memory.GFN(700) {
-			want := names.Name(0)
-			if i >= first && i < end {
-				want = names.OfBlock(0, uint64(i-first)).AsProven()
-			}
-			if got := m.At(i); got != want {
-				t.Fatalf("page %s is %s, want %s", i, got, want)
-			}
-		}
-		// 128 pages up to where the row is long, and those from its end on.
-		if st := m.Stats(); st.Hashed != (128+700-end)*page || st.Digested != (end-first+1)*page {
-			t.Errorf("%d pages through XXH3 and %d through BLAKE3", st.Hashed/page, st.Digested/page)
-		}
-	}
 }
