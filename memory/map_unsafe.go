@@ -95,17 +95,22 @@ func (m *mapping) populate(config Config) error {
 	return nil
 }
 
-// hugePagesHint says how to fill the hugetlbfs pool when it was too small.
+// hugePagesHint says what to do when there is no hugetlbfs pool, or it was too
+// small.
 func hugePagesHint(err error, config Config) error {
 	var kb int
-	switch {
-	case !errors.Is(err, unix.ENOMEM):
-		return err
-	case config.HugePages == HugePages2M:
+	switch config.HugePages {
+	case HugePages2M:
 		kb = 2048
-	case config.HugePages == HugePages1G:
+	case HugePages1G:
 		kb = 1048576
 	default:
+		return err
+	}
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("the CPU or the kernel has no %s huge pages: use --hugepages thp: %w", config.HugePages, err)
+	case !errors.Is(err, unix.ENOMEM):
 		return err
 	}
 	return fmt.Errorf("not enough free %s huge pages: raise /sys/kernel/mm/hugepages/hugepages-%dkB/nr_hugepages, or use --hugepages thp: %w", config.HugePages, kb, err)

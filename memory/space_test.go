@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // small makes an anonymous Space of size bytes that the test closes.
@@ -143,6 +146,28 @@ func TestDiscard(t *testing.T) {
 		}
 		if err := s.ReadAt(got, 0); err != nil || !bytes.Equal(got, make([]byte, len(got))) {
 			t.Errorf("%s: memory is not zero after Clear (%v)", backing, err)
+		}
+	}
+}
+
+// TestHugePagesHint: where there is no such page size at all, filling its pool is
+// no cure.
+func TestHugePagesHint(t *testing.T) {
+	for _, test := range []struct {
+		pages HugePages
+		err   error
+		want  string
+	}{
+		{HugePages2M, unix.ENOMEM, "hugepages-2048kB/nr_hugepages"},
+		{HugePages1G, unix.ENOMEM, "hugepages-1048576kB/nr_hugepages"},
+		{HugePages1G, unix.EINVAL, "has no 1G huge pages: use --hugepages thp"},
+		{HugePages2M, unix.ENODEV, "has no 2M huge pages: use --hugepages thp"},
+		{HugePagesTHP, unix.EINVAL, unix.EINVAL.Error()},
+		{HugePages2M, unix.EMFILE, unix.EMFILE.Error()},
+	} {
+		err := hugePagesHint(test.err, Config{HugePages: test.pages})
+		if !errors.Is(err, test.err) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v of %s: %v, want %q", test.err, test.pages, err, test.want)
 		}
 	}
 }
