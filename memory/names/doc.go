@@ -4,6 +4,6 @@
 //
 // A name is a hint until it is proven. The [Table] records provisional names as
 // I/O passes by, at almost no cost; the prover compares quiet pages with their
-// blocks once and lets the tracker vouch for them from then on; a pass over the
+// blocks once and lets the tracker vouch for them from then on; a [Pass] over the
 // paused VM names everything else.
 package names
