@@ -134,7 +134,9 @@ var mutations = []mutation{
 // activeMutant is the safeguard that is missing, in a mutated binary.
 var activeMutant = os.Getenv("DITTO_MUTANT")
 
-// mutated and modelYields are called by mutated code.
+// mutantSource is what mutated code calls.
+const mutantSource = `package names
+
 func mutated(name string) bool { return name == activeMutant }
 
 func modelYields() {
@@ -142,6 +144,7 @@ func modelYields() {
 		modelYield()
 	}
 }
+`
 
 // mutate builds the tests of this package with all mutations in it.
 func mutate(t *testing.T) (binary string) {
@@ -150,7 +153,7 @@ func mutate(t *testing.T) (binary string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sources := map[string]string{}
+	sources := map[string]string{"mutant.go": mutantSource}
 	for _, m := range mutations {
 		if m.old == "" {
 			continue
@@ -221,5 +224,21 @@ func TestMutants(t *testing.T) {
 				t.Errorf("without it the model fails otherwise: %v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// TestRules compares RULES.md with the mutations.
+func TestRules(t *testing.T) {
+	rules, err := os.ReadFile("RULES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutations {
+		if m.name == "" {
+			continue
+		}
+		if row := "| " + m.rule + " | " + m.name + " | " + m.file + " |"; !bytes.Contains(rules, []byte(row)) {
+			t.Errorf("RULES.md lacks the row %q", row)
+		}
 	}
 }
