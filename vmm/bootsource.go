@@ -80,9 +80,7 @@ func (m *VM) load() error {
 		return err
 	}
 	m.loaded = loaded
-	if m.naming != nil {
-		m.naming.Loaded(loaded.Segments)
-	}
+	m.background.loaded = loaded.Segments
 	first := m.vcpus[0]
 	enter := func() error { return enterGuest(first.kvm, loaded.Entry) }
 	if m.state == api.Created {

@@ -17,6 +17,8 @@ import (
 var (
 	// ErrNoLinux: this KVM can run payloads, but no Linux kernel.
 	ErrNoLinux = errors.New("this KVM cannot run Linux")
+	// ErrNoMemory: guest memory of the kind asked for cannot be had.
+	ErrNoMemory = errors.New("guest memory cannot be had")
 )
 
 // New makes a VM from cfg, whose kernel and initrd are paths. Everything that
@@ -93,7 +95,7 @@ func (m *VM) addMemory() error {
 		HugePages: m.cfg.Memory.HugePages,
 	})
 	if err != nil {
-		return fmt.Errorf("guest memory: %w", err)
+		return fmt.Errorf("%w: %w", ErrNoMemory, err)
 	}
 	m.cleanup.add(m.mem.Close)
 	return nil

@@ -97,6 +97,9 @@ func (m *VM) restart() error {
 	m.resets++
 	m.log.Info("guest restarted", "restarts", m.resets)
 	if m.state == api.Paused {
+		if m.naming != nil {
+			m.nameLoaded()()
+		}
 		return nil // the user's pause outlives the restart
 	}
 	m.startBackground()

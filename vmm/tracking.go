@@ -173,6 +173,7 @@ func (m *VM) ringFull() error {
 type background struct {
 	cancel context.CancelFunc // nil while it stands still
 	done   sync.WaitGroup
+	loaded []boot.FileRange // to be named after the files it was loaded from
 }
 
 // startBackground lets the work that goes on beside the guest begin.
@@ -188,8 +189,19 @@ func (m *VM) startBackground() {
 		b.done.Go(func() { m.keeper.Run(ctx) })
 	}
 	if m.naming != nil {
+		// A millisecond that the guest need not wait for: names are hints, and
+		// what the guest has changed by then will not be proven.
+		b.done.Go(m.nameLoaded())
 		m.naming.Start()
 	}
+}
+
+// nameLoaded returns what names the memory that was loaded last, once.
+// Preconditions: mu is held.
+func (m *VM) nameLoaded() func() {
+	segments := m.background.loaded
+	m.background.loaded = nil
+	return func() { m.naming.Loaded(segments) }
 }
 
 // stopBackground ends it and waits until it has. The guest may run meanwhile.

@@ -49,6 +49,7 @@ func Classify(err error) int {
 		{kvm.ErrPermission, exit.Permission},
 		{vmm.ErrNoLinux, exit.NoLinux},
 		{vmm.ErrNoTracker, exit.Tracker},
+		{vmm.ErrNoMemory, exit.Memory},
 		{boot.ErrMissing, exit.Kernel},
 		{boot.ErrTruncated, exit.Kernel},
 		{boot.ErrNotKernel, exit.Kernel},

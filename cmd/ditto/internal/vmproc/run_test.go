@@ -352,6 +352,7 @@ func TestClassify(t *testing.T) {
 		{kvm.ErrPermission, exit.Permission},
 		{vmm.ErrNoLinux, exit.NoLinux},
 		{vmm.ErrNoTracker, exit.Tracker},
+		{vmm.ErrNoMemory, exit.Memory},
 		{boot.ErrNotKernel, exit.Kernel},
 		{syscall.ENOMEM, exit.Memory},
 	} {
