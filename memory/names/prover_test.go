@@ -15,7 +15,7 @@ import (
 
 // stage is memory of large frames with the kernel's tracker, and a disk.
 type stage struct {
-	t      *testing.T
+	t      testing.TB
 	space  *memory.Space
 	table  *Table
 	watch  *Watched
@@ -30,11 +30,17 @@ type stage struct {
 const stageFrames = 4
 
 // newStage fills all of memory, as a guest that has used it, and makes it large.
-func newStage(t *testing.T, kind memory.TrackerKind, quiet time.Duration) *stage {
+func newStage(t testing.TB, kind memory.TrackerKind, quiet time.Duration) *stage {
+	t.Helper()
+	return newStageOf(t, kind, quiet, stageFrames)
+}
+
+// newStageOf is newStage with so many frames.
+func newStageOf(t testing.TB, kind memory.TrackerKind, quiet time.Duration, frames uint64) *stage {
 	t.Helper()
 	s := &stage{t: t, clock: time.Unix(1000, 0), disk: make([]byte, 8<<20)}
 	var err error
-	if s.space, err = memory.New(memory.Config{Size: stageFrames * memory.LargeFrameSize}); err != nil {
+	if s.space, err = memory.New(memory.Config{Size: frames * memory.LargeFrameSize}); err != nil {
 		t.Fatal(err)
 	}
 	tracker, _, err := memory.OpenTracker(s.space, kind, memory.TrackerHost{})
