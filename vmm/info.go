@@ -39,7 +39,8 @@ func (m *VM) Info() api.Info {
 func (m *VM) Stats() (api.Stats, error) {
 	s := api.Stats{
 		Exits: map[string]uint64{}, Devices: []api.DeviceStats{},
-		Tracker: m.tracker.Kind().String(), Names: m.nameCounters(), Frames: api.MemoryFrames{Reasons: map[string]uint64{}},
+		Tracker: m.tracker.Kind().String(),
+		Frames:  api.MemoryFrames{Reasons: map[string]uint64{}}, Names: api.MemoryNames{Counters: map[string]uint64{}},
 	}
 	for _, c := range m.vcpus {
 		for reason := range c.counts {
@@ -78,6 +79,7 @@ func (m *VM) Stats() (api.Stats, error) {
 	if err != nil {
 		return api.Stats{}, fmt.Errorf("memory of the process: %w", err)
 	}
+	s.Names = m.nameCounters()
 	if err := m.refreshFrames(); err != nil {
 		return api.Stats{}, err
 	}

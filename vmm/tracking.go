@@ -90,7 +90,10 @@ func (m *VM) addNaming() error {
 	}
 	m.naming = naming.New(m.mem, m.tracker, book, m.log, naming.Options{})
 	m.tracker = m.naming.Tracker()
-	m.cleanup.add(m.naming.Close)
+	m.cleanup.add(func() error {
+		m.mem.SetObserver(nil)
+		return m.naming.Close()
+	})
 	if image := m.source.kernel; image != nil {
 		if err := m.naming.AddFile(boot.SourceKernel, image); err != nil {
 			return err

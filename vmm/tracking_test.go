@@ -33,11 +33,11 @@ func TestTrackers(t *testing.T) {
 				t.Fatalf("the tracker is %s", got)
 			}
 			ctx := deadline(t)
-			if err := m.Start(ctx); err != nil {
-				t.Fatal(err)
-			}
 			all, seen := m.mem.Regions()[0].Range, m.mem.NewPageSet()
 			if err := m.tracker.Arm(all); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Start(ctx); err != nil {
 				t.Fatal(err)
 			}
 			ended := make(chan error, 1)

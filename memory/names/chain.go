@@ -32,9 +32,9 @@ const (
 	longestChain = 32
 )
 
-func newInverse(pages uint64) inverse {
+func newInverse(l *lazy, pages uint64) inverse {
 	buckets := (pages + groupBlocks - 1) &^ (groupBlocks - 1)
-	return inverse{heads: make([]uint32, buckets), next: make([]uint32, pages)}
+	return inverse{heads: zeroed[uint32](l, buckets), next: zeroed[uint32](l, pages)}
 }
 
 // bucket returns where the chain of k begins, and its lock.

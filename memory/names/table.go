@@ -21,6 +21,7 @@ type Table struct {
 	words   []uint64 // one a page, see word
 	inverse inverse
 	frames  []uint64 // one a large frame, see frameCount
+	lazy    lazy     // holds the arrays
 	changes changes
 	stats   counters
 
@@ -75,11 +76,17 @@ func NewTable(s *memory.Space) *Table {
 		// A frame never holds pages of two regions.
 		t.pages += (r.Size>>memory.PageShift + pagesOfFrame - 1) &^ (pagesOfFrame - 1)
 	}
-	t.words = make([]uint64, t.pages)
-	t.inverse = newInverse(t.pages)
-	t.frames = make([]uint64, t.pages>>frameShift)
+	t.words = zeroed[uint64](&t.lazy, t.pages)
+	t.inverse = newInverse(&t.lazy, t.pages)
+	t.frames = zeroed[uint64](&t.lazy, t.pages>>frameShift)
 	t.layers.Store(&[]*sharedLayer{})
 	return t
+}
+
+// Close gives the table's memory back. Nobody may use the table any more.
+func (t *Table) Close() error {
+	t.words, t.frames, t.inverse.heads, t.inverse.next = nil, nil, nil, nil
+	return t.lazy.close()
 }
 
 // AddLayer makes the blocks of a layer known.

@@ -163,8 +163,8 @@ func (n *Naming) Stop() {
 	n.stop = nil
 }
 
-// Close stops the prover and closes what was opened. The tracker stays open, and the
-// Space's observer stays installed.
+// Close stops the prover, closes what was opened and frees the names. The tracker
+// stays open; the Space's observer must be gone, since it uses them.
 func (n *Naming) Close() error {
 	n.Stop()
 	n.mu.Lock()
@@ -177,6 +177,7 @@ func (n *Naming) Close() error {
 		errs = append(errs, w.file.Close())
 	}
 	n.indexes, n.watched = nil, nil
+	errs = append(errs, n.table.Close())
 	return errors.Join(errs...)
 }
 

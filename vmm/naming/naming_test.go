@@ -75,9 +75,8 @@ func newRig(t *testing.T, kind memory.TrackerKind) *rig {
 	policy.Interval, policy.Quiet, policy.Read = time.Millisecond, 0, 1<<30
 	r.Naming = New(r.space, tracker, frames, slog.New(slog.NewTextHandler(&r.log, nil)), Options{Policy: policy})
 	t.Cleanup(func() {
-		err := r.Close()
 		r.space.SetObserver(nil)
-		if err := errors.Join(err, frames.Close(), tracker.Close(), r.space.Close()); err != nil {
+		if err := errors.Join(r.Close(), frames.Close(), tracker.Close(), r.space.Close()); err != nil {
 			t.Error(err)
 		}
 	})
