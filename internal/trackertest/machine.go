@@ -121,8 +121,7 @@ func (m *Machine) openVCPU(system *kvm.System, ring bool) (memory.TrackerHost, e
 func (m *Machine) Close() error {
 	var errs []error
 	if m.started {
-		m.kill()
-		errs = append(errs, m.failure)
+		errs = append(errs, m.Stop())
 	}
 	if m.Tracker != nil {
 		m.Memory.SetObserver(nil)
@@ -144,6 +143,12 @@ func (m *Machine) Close() error {
 		errs = append(errs, m.Memory.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Stop ends the vCPU's thread wherever the guest is.
+func (m *Machine) Stop() error {
+	m.kill()
+	return m.failure
 }
 
 // kickEvery is how often a vCPU that is to end is told so: one signal may come
