@@ -48,7 +48,12 @@ func disk(cache string) Benchmark {
 			loadCPUs, cache, fioSeconds),
 		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		OpenLimit: 5 * time.Minute, RunLimit: 2 * time.Minute,
-		Open: func(ctx context.Context, env *Env) (Session, error) { return openDisk(ctx, env, cache) },
+		Open: func(ctx context.Context, env *Env) (Session, error) {
+			return openDisk(ctx, env, cache, []way{
+				{nameDitto, func(g spec) []string { return dittoArgs(env.Ditto, g) }},
+				{nameQEMU, func(g spec) []string { return qemuArgs(env.QEMU, qemuQ35(), g) }},
+			})
+		},
 	}
 	for _, job := range fioJobs() {
 		b.Metrics = append(b.Metrics, job.metric)
@@ -57,10 +62,35 @@ func disk(cache string) Benchmark {
 	return b
 }
 
+// namesDisk: the same with and without names of pages.
+func namesDisk() Benchmark {
+	const off = "ditto-names-off"
+	b := disk("writeback")
+	b.Name = "names-disk"
+	b.Title = "What names of pages cost I/O: " + b.Title
+	b.Targets = nil
+	b.Open = func(ctx context.Context, env *Env) (Session, error) {
+		return openDisk(ctx, env, "writeback", []way{
+			{nameDitto, func(g spec) []string { return dittoArgs(env.Ditto, g) }},
+			{off, func(g spec) []string { return append(dittoArgs(env.Ditto, g), "--names", "off") }},
+		})
+	}
+	for _, job := range fioJobs() {
+		b.Targets = append(b.Targets, Target{job.metric.Name, nameDitto, off, 0.97})
+	}
+	return b
+}
+
+// way is one of the ways to run a guest.
+type way struct {
+	name string
+	args func(spec) []string
+}
+
 // diskSession measures I/O of two running guests.
 type diskSession struct{ *pair }
 
-func openDisk(ctx context.Context, env *Env, cache string) (Session, error) {
+func openDisk(ctx context.Context, env *Env, cache string, ways []way) (Session, error) {
 	if err := needLoad(env); err != nil {
 		return nil, err
 	}
@@ -71,18 +101,18 @@ func openDisk(ctx context.Context, env *Env, cache string) (Session, error) {
 		}
 		return all
 	}
-	var guests []spec
-	for _, name := range []string{nameDitto, nameQEMU} {
-		path := filepath.Join(env.Scratch, "fio-"+name+".raw")
+	var guests []launch
+	for _, w := range ways {
+		path := filepath.Join(env.Scratch, "fio-"+w.name+".raw")
 		files = append(files, path)
 		if err := fillFile(path, testDiskBytes); err != nil {
 			return nil, errors.Join(err, clean())
 		}
 		g := loadGuest(env)
 		g.disks = append(g.disks, guestDisk{path: path, cache: cache})
-		guests = append(guests, g)
+		guests = append(guests, launch{w.name, w.args(g)})
 	}
-	p, err := openPair(ctx, twoWays(env, guests[0], guests[1]), clean)
+	p, err := openPair(ctx, guests, clean)
 	if err != nil {
 		return nil, err
 	}
