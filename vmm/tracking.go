@@ -88,7 +88,11 @@ func (m *VM) addNaming() error {
 	if m.frames != nil {
 		book = m.frames
 	}
-	m.naming = naming.New(m.mem, m.tracker, book, m.log, naming.Options{})
+	policy := names.DefaultProverPolicy()
+	// Who asks for KVM's log by name wants it used, whatever it does to large
+	// frames.
+	policy.WithLog = m.cfg.Memory.Tracker == memory.TrackerKVMLog || m.cfg.Memory.Tracker == memory.TrackerKVMRing
+	m.naming = naming.New(m.mem, m.tracker, book, m.log, naming.Options{Policy: policy})
 	m.tracker = m.naming.Tracker()
 	m.cleanup.add(func() error {
 		m.mem.SetObserver(nil)
