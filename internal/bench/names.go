@@ -26,7 +26,7 @@ func namesFrames() Benchmark {
 		Name: "names-frames",
 		Title: fmt.Sprintf("Large frames left of a Debian guest that has read %d MiB and idled for %s, while its pages are named",
 			namesReadMiB, namesIdle),
-		Where: Lab, NeedsDisk: true, Rounds: 3, Warmups: 1,
+		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		OpenLimit: 5 * time.Minute, RunLimit: 3 * time.Minute,
 		Metrics: []Metric{
 			{left, "%", Higher, "pages that KVM maps by 2 MiB entries, of those before the idle time; the guest reads its cache before each count"},
