@@ -135,6 +135,7 @@ func (r *Raw) inspect() error {
 		Device: st.Dev, Inode: st.Ino, Size: size,
 		Modified: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
 	}
+	r.size.Store(size)
 	if r.block {
 		r.identity.Device, r.identity.Inode = st.Rdev, 0
 	}

@@ -15,7 +15,8 @@ type Raw struct {
 	path      string
 	options   Options
 	identity  Identity
-	block     bool // a block device
+	size      atomic.Int64 // bytes
+	block     bool         // a block device
 	blockSize int
 	memAlign  int // of buffers, with O_DIRECT
 
@@ -24,7 +25,7 @@ type Raw struct {
 }
 
 // Size implements [Image].
-func (r *Raw) Size() int64 { return r.identity.Size }
+func (r *Raw) Size() int64 { return r.size.Load() }
 
 // BlockSize implements [Image].
 func (r *Raw) BlockSize() int { return r.blockSize }
@@ -33,7 +34,11 @@ func (r *Raw) BlockSize() int { return r.blockSize }
 func (r *Raw) ReadOnly() bool { return r.options.ReadOnly }
 
 // Identity implements [Image].
-func (r *Raw) Identity() Identity { return r.identity }
+func (r *Raw) Identity() Identity {
+	id := r.identity
+	id.Size = r.Size()
+	return id
+}
 
 // Path is what Open was given.
 func (r *Raw) Path() string { return r.path }
