@@ -6,12 +6,14 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 
 	"ditto.vm/devices/virtio"
 	"ditto.vm/devices/virtio/virtiotest"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 )
 
@@ -215,5 +217,55 @@ func TestNamesOff(t *testing.T) {
 	}
 	if err := errors.Join(m.Pause(ctx), m.Resume(ctx)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestResizeDisk: image, device and names follow a disk's size.
+func TestResizeDisk(t *testing.T) {
+	c, content := namesConfig(t)
+	m := newVM(t, c, newConsole())
+	ctx := deadline(t)
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	d := attach(t, m, "blk0")
+	readDisk(t, d)
+	const half, page = namesDisk / 2, memory.PageSize
+	for _, size := range []uint64{half, namesDisk} {
+		if err := m.ResizeDisk(0, size); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(c.Disks[0].Path)
+		if err != nil || uint64(info.Size()) != size {
+			t.Errorf("the image has %d bytes, %v; want %d", info.Size(), err, size)
+		}
+		if got := binary.LittleEndian.Uint64(d.DeviceConfig(0, 8)); got != size/512 {
+			t.Errorf("the guest sees %d sectors, want %d", got, size/512)
+		}
+	}
+	if s := m.naming.Stats(); s.Named != half/page {
+		t.Errorf("%d pages are named after half of the disk was cut off, want %d", s.Named, half/page)
+	}
+	clear(content[half:])
+	readDisk(t, d) // of zeros, where it was cut off
+	settledNames(t, m, content)
+
+	for _, test := range []struct {
+		disk  int
+		bytes uint64
+		want  string
+	}{
+		{1, page, "no disk 1"}, {-1, page, "no disk -1"}, {0, 0, "multiple of 512"}, {0, page + 1, "multiple of 512"}, {0, 1 << 63, "multiple of 512"},
+	} {
+		if err := m.ResizeDisk(test.disk, test.bytes); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("disk %d of %d bytes: %v, want %q", test.disk, test.bytes, err, test.want)
+		}
+	}
+	m.Kill()
+	if _, err := m.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ResizeDisk(0, page); !errors.Is(err, api.ErrWrongState) {
+		t.Errorf("after the end: %v", err)
 	}
 }

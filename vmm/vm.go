@@ -56,6 +56,7 @@ type VM struct {
 	source   bootSource
 	platform platform
 	pci      pciDevices
+	disks    []vmDisk // as configured
 	cleanup  closers
 
 	requests chan request  // to the supervisor

@@ -192,6 +192,13 @@ type DeviceStats struct {
 	Name     string            `json:"name"`
 }
 
+// DiskSize defines model for DiskSize.
+type DiskSize struct {
+	// Disk its number among the machine's disks, 0 for the first
+	Disk      int    `json:"disk"`
+	SizeBytes uint64 `json:"size_bytes"`
+}
+
 // Error defines model for Error.
 type Error struct {
 	Code ErrorCode `json:"code"`
@@ -476,6 +483,9 @@ type SetBalloonJSONRequestBody = BalloonTarget
 // SetConsoleSizeJSONRequestBody defines body for SetConsoleSize for application/json ContentType.
 type SetConsoleSizeJSONRequestBody = ConsoleSize
 
+// SetDiskSizeJSONRequestBody defines body for SetDiskSize for application/json ContentType.
+type SetDiskSizeJSONRequestBody = DiskSize
+
 // StopJSONRequestBody defines body for Stop for application/json ContentType.
 type StopJSONRequestBody = StopRequest
 
@@ -595,6 +605,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
 	SetConsoleSize(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetDiskSizeWithBody Change the size of a disk and its image; a smaller one loses its end
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+	SetDiskSizeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetDiskSize Change the size of a disk and its image; a smaller one loses its end
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+	SetDiskSize(ctx context.Context, body SetDiskSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListForwards Host ports that lead into the guest
 	//
@@ -763,6 +787,40 @@ func (c *Client) SetConsoleSizeWithBody(ctx context.Context, contentType string,
 // Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
 func (c *Client) SetConsoleSize(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetConsoleSizeRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetDiskSizeWithBody Change the size of a disk and its image; a smaller one loses its end
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+func (c *Client) SetDiskSizeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetDiskSizeRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetDiskSize Change the size of a disk and its image; a smaller one loses its end
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+func (c *Client) SetDiskSize(ctx context.Context, body SetDiskSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetDiskSizeRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1078,6 +1136,46 @@ func NewSetConsoleSizeRequestWithBody(server string, contentType string, body io
 	}
 
 	operationPath := fmt.Sprintf("/v1/vm/console-size")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSetDiskSizeRequest calls the generic SetDiskSize builder with application/json body
+func NewSetDiskSizeRequest(server string, body SetDiskSizeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetDiskSizeRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSetDiskSizeRequestWithBody constructs an http.Request for the SetDiskSize method, with any body, and a specified content type
+func NewSetDiskSizeRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vm/disk-size")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -1508,6 +1606,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /v1/vm/console-size (the `SetConsoleSize` operationId).
 	SetConsoleSizeWithResponse(ctx context.Context, body SetConsoleSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*SetConsoleSizeResponse, error)
 
+	// SetDiskSizeWithBodyWithResponse Change the size of a disk and its image; a smaller one loses its end
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+	SetDiskSizeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetDiskSizeResponse, error)
+
+	// SetDiskSizeWithResponse Change the size of a disk and its image; a smaller one loses its end
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+	SetDiskSizeWithResponse(ctx context.Context, body SetDiskSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*SetDiskSizeResponse, error)
+
 	// ListForwardsWithResponse Host ports that lead into the guest
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -1801,6 +1913,47 @@ func (r SetConsoleSizeResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetConsoleSizeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetDiskSizeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r SetDiskSizeResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetDiskSizeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetDiskSizeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetDiskSizeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetDiskSizeResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2295,6 +2448,32 @@ func (c *ClientWithResponses) SetConsoleSizeWithResponse(ctx context.Context, bo
 	return ParseSetConsoleSizeResponse(rsp)
 }
 
+// SetDiskSizeWithBodyWithResponse Change the size of a disk and its image; a smaller one loses its end
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+func (c *ClientWithResponses) SetDiskSizeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetDiskSizeResponse, error) {
+	rsp, err := c.SetDiskSizeWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetDiskSizeResponse(rsp)
+}
+
+// SetDiskSizeWithResponse Change the size of a disk and its image; a smaller one loses its end
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/vm/disk-size (the `SetDiskSize` operationId).
+func (c *ClientWithResponses) SetDiskSizeWithResponse(ctx context.Context, body SetDiskSizeJSONRequestBody, reqEditors ...RequestEditorFn) (*SetDiskSizeResponse, error) {
+	rsp, err := c.SetDiskSize(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetDiskSizeResponse(rsp)
+}
+
 // ListForwardsWithResponse Host ports that lead into the guest
 //
 // Returns a wrapper object for the known response body format(s).
@@ -2564,6 +2743,35 @@ func ParseSetConsoleSizeResponse(rsp *http.Response) (*SetConsoleSizeResponse, e
 	}
 
 	response := &SetConsoleSizeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetDiskSizeResponse parses an HTTP response from a SetDiskSizeWithResponse call
+func ParseSetDiskSizeResponse(rsp *http.Response) (*SetDiskSizeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetDiskSizeResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}
@@ -2878,6 +3086,9 @@ type ServerInterface interface {
 	// SetConsoleSize Tell the guest the size of the terminal, where its console can
 	// (PUT /v1/vm/console-size)
 	SetConsoleSize(w http.ResponseWriter, r *http.Request)
+	// SetDiskSize Change the size of a disk and its image; a smaller one loses its end
+	// (PUT /v1/vm/disk-size)
+	SetDiskSize(w http.ResponseWriter, r *http.Request)
 	// ListForwards Host ports that lead into the guest
 	// (GET /v1/vm/forwards)
 	ListForwards(w http.ResponseWriter, r *http.Request)
@@ -2977,6 +3188,20 @@ func (siw *ServerInterfaceWrapper) SetConsoleSize(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.SetConsoleSize(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetDiskSize operation middleware
+func (siw *ServerInterfaceWrapper) SetDiskSize(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetDiskSize(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3305,6 +3530,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/kill", wrapper.Kill)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/balloon", wrapper.GetBalloon)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/balloon", wrapper.SetBalloon)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/disk-size", wrapper.SetDiskSize)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/console-size", wrapper.SetConsoleSize)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/forwards", wrapper.ListForwards)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/memory", wrapper.GetMemory)
@@ -3482,6 +3708,39 @@ type SetConsoleSizedefaultJSONResponse struct {
 }
 
 func (response SetConsoleSizedefaultJSONResponse) VisitSetConsoleSizeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetDiskSizeRequestObject struct {
+	Body *SetDiskSizeJSONRequestBody
+}
+
+type SetDiskSizeResponseObject interface {
+	VisitSetDiskSizeResponse(w http.ResponseWriter) error
+}
+
+type SetDiskSize204Response struct {
+}
+
+func (response SetDiskSize204Response) VisitSetDiskSizeResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type SetDiskSizedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response SetDiskSizedefaultJSONResponse) VisitSetDiskSizeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3825,6 +4084,9 @@ type StrictServerInterface interface {
 	// SetConsoleSize Tell the guest the size of the terminal, where its console can
 	// (PUT /v1/vm/console-size)
 	SetConsoleSize(ctx context.Context, request SetConsoleSizeRequestObject) (SetConsoleSizeResponseObject, error)
+	// SetDiskSize Change the size of a disk and its image; a smaller one loses its end
+	// (PUT /v1/vm/disk-size)
+	SetDiskSize(ctx context.Context, request SetDiskSizeRequestObject) (SetDiskSizeResponseObject, error)
 	// ListForwards Host ports that lead into the guest
 	// (GET /v1/vm/forwards)
 	ListForwards(ctx context.Context, request ListForwardsRequestObject) (ListForwardsResponseObject, error)
@@ -4020,6 +4282,37 @@ func (sh *strictHandler) SetConsoleSize(w http.ResponseWriter, r *http.Request) 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SetConsoleSizeResponseObject); ok {
 		if err := validResponse.VisitSetConsoleSizeResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetDiskSize operation middleware
+func (sh *strictHandler) SetDiskSize(w http.ResponseWriter, r *http.Request) {
+	var request SetDiskSizeRequestObject
+
+	var body SetDiskSizeJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetDiskSize(ctx, request.(SetDiskSizeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetDiskSize")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetDiskSizeResponseObject); ok {
+		if err := validResponse.VisitSetDiskSizeResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

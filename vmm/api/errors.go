@@ -33,9 +33,19 @@ func badRequest(hint, format string, args ...any) *RequestError {
 	return &RequestError{http.StatusBadRequest, Error{Code: BadRequest, Message: fmt.Sprintf(format, args...), Hint: hint}}
 }
 
+// mistakeError is an error of whoever asked.
+type mistakeError struct{ error }
+
+// Unwrap returns the error.
+func (e mistakeError) Unwrap() error { return e.error }
+
+// Mistake marks an error of a [Machine] as one of whoever asked.
+func Mistake(err error) error { return mistakeError{err} }
+
 // asRequestError classifies what a machine returned.
 func asRequestError(err error) *RequestError {
 	var e *RequestError
+	var mistake mistakeError
 	switch {
 	case errors.As(err, &e):
 		return e
@@ -43,6 +53,8 @@ func asRequestError(err error) *RequestError {
 		return &RequestError{http.StatusConflict, Error{Code: WrongState, Message: oneLine(err), Hint: "ask /v1/vm for the state"}}
 	case errors.Is(err, ErrNotSupported):
 		return &RequestError{http.StatusNotImplemented, Error{Code: NotSupported, Message: oneLine(err), Hint: "start the machine with that device"}}
+	case errors.As(err, &mistake):
+		return badRequest("", "%s", oneLine(err))
 	default:
 		return &RequestError{http.StatusInternalServerError, Error{Code: Internal, Message: oneLine(err), Hint: "the machine's log may tell more"}}
 	}

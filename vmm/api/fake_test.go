@@ -96,6 +96,10 @@ func (f *fakeMachine) Balloon() (Balloon, error) {
 	return Balloon{TargetBytes: f.target, ActualBytes: 1}, err
 }
 
+func (f *fakeMachine) ResizeDisk(n int, bytes uint64) error {
+	return f.call("resize-disk %d %d", n, bytes)
+}
+
 func (f *fakeMachine) SetBalloon(bytes uint64) error {
 	f.target = bytes
 	return f.call("set-balloon %d", bytes)

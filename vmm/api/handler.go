@@ -92,6 +92,8 @@ func bodyFields(urlPath string) (fields []string, required bool) {
 		return []string{"grace_ms"}, false
 	case "/v1/vm/balloon":
 		return []string{"target_bytes"}, true
+	case "/v1/vm/disk-size":
+		return []string{"disk", "size_bytes"}, true
 	case "/v1/vm/console-size":
 		return []string{"columns", "rows"}, true
 	}
@@ -218,6 +220,10 @@ func (o *operations) SetBalloon(_ context.Context, request SetBalloonRequestObje
 		return nil, badRequest("leave the guest some", "target_bytes %d is more than the machine's %d", target, memory)
 	}
 	return SetBalloon204Response{}, o.machine.SetBalloon(target)
+}
+
+func (o *operations) SetDiskSize(_ context.Context, request SetDiskSizeRequestObject) (SetDiskSizeResponseObject, error) {
+	return SetDiskSize204Response{}, o.machine.ResizeDisk(request.Body.Disk, request.Body.SizeBytes)
 }
 
 func (o *operations) SetConsoleSize(_ context.Context, request SetConsoleSizeRequestObject) (SetConsoleSizeResponseObject, error) {

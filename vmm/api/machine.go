@@ -34,6 +34,8 @@ type Machine interface {
 	// Balloon fails with [ErrNotSupported] if there is none.
 	Balloon() (Balloon, error)
 	SetBalloon(bytes uint64) error
+	// ResizeDisk changes the size of the nth disk; a smaller one loses its end.
+	ResizeDisk(n int, bytes uint64) error
 	Forwards() []Forward
 	// ConsoleResize tells the guest the size of the terminal, in characters,
 	// if its console has a way to.

@@ -163,6 +163,15 @@ func (r *Remote) SetBalloon(ctx context.Context, bytes uint64) error {
 	return done(response.StatusCode(), response.JSONDefault)
 }
 
+// ResizeDisk changes the size of the nth disk; a smaller one loses its end.
+func (r *Remote) ResizeDisk(ctx context.Context, n int, bytes uint64) error {
+	response, err := r.client.SetDiskSizeWithResponse(ctx, DiskSize{Disk: n, SizeBytes: bytes})
+	if err != nil {
+		return err
+	}
+	return done(response.StatusCode(), response.JSONDefault)
+}
+
 // ResizeConsole tells the guest the size of the terminal, in characters.
 func (r *Remote) ResizeConsole(ctx context.Context, columns, rows uint16) error {
 	response, err := r.client.SetConsoleSizeWithResponse(ctx, ConsoleSize{Columns: columns, Rows: rows})

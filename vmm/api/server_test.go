@@ -62,13 +62,14 @@ func TestRemote(t *testing.T) {
 	m.calls = nil
 	for _, f := range []func(context.Context) error{r.Pause, r.Resume, r.PowerButton,
 		func(ctx context.Context) error { return r.SetBalloon(ctx, 4096) },
+		func(ctx context.Context) error { return r.ResizeDisk(ctx, 1, 8192) },
 		func(ctx context.Context) error { return r.ResizeConsole(ctx, 80, 25) },
 	} {
 		if err := f(ctx); err != nil {
 			t.Error(err)
 		}
 	}
-	if diff := cmp.Diff([]string{"pause", "resume", "power-button", "set-balloon 4096", "resize 80x25"}, m.calls); diff != "" {
+	if diff := cmp.Diff([]string{"pause", "resume", "power-button", "set-balloon 4096", "resize-disk 1 8192", "resize 80x25"}, m.calls); diff != "" {
 		t.Error(diff)
 	}
 	if err := s.Close(); err != nil {
@@ -94,6 +95,7 @@ func TestRemoteErrors(t *testing.T) {
 	}{
 		{fmt.Errorf("pause: %w", ErrWrongState), 409, ErrWrongState},
 		{ErrNotSupported, 501, ErrNotSupported},
+		{fmt.Errorf("resize: %w", Mistake(errors.New("a disk of 3 bytes"))), 400, nil},
 		{errors.New("disk\nbroke"), 500, nil},
 	} {
 		m.fail = test.fail

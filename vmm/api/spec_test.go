@@ -77,7 +77,7 @@ func checkResponse(t testing.TB, router routers.Router, method, path string, w *
 // machine succeeds and when it fails, and validates what comes back.
 func TestResponsesFitSpec(t *testing.T) {
 	spec, router := loadSpec(t)
-	bodies := map[string]string{"setBalloon": `{"target_bytes": 4096}`, "stop": `{"grace_ms": 10}`, "setConsoleSize": `{"columns": 80, "rows": 25}`}
+	bodies := map[string]string{"setBalloon": `{"target_bytes": 4096}`, "stop": `{"grace_ms": 10}`, "setConsoleSize": `{"columns": 80, "rows": 25}`, "setDiskSize": `{"disk": 0, "size_bytes": 4096}`}
 	for _, fail := range []error{nil, ErrWrongState, ErrNotSupported, io.ErrUnexpectedEOF} {
 		m := newFake()
 		m.fail = fail
@@ -117,6 +117,8 @@ func TestBadRequests(t *testing.T) {
 		{"PUT", "/v1/vm/stop", `[]`, 400},
 		{"PUT", "/v1/vm/console-size", `{"columns": 80}`, 400},
 		{"PUT", "/v1/vm/console-size", `{"columns": 80, "rows": 65536}`, 400},
+		{"PUT", "/v1/vm/disk-size", `{"size_bytes": 4096}`, 400},
+		{"PUT", "/v1/vm/disk-size", `{"disk": -1, "size_bytes": 4096}`, 400},
 		{"PUT", "/v1/vm/pause", `{}`, 400},
 		{"GET", "/v1/vm", `{}`, 400},
 		{"GET", "/v1/vm/memory?mode=deep", "", 400},

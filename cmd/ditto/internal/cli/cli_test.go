@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -36,6 +37,7 @@ type fakeMachine struct {
 	mu      sync.Mutex // guards what follows
 	state   api.State
 	balloon uint64
+	disk    uint64 // its size
 }
 
 func (m *fakeMachine) Start(context.Context) error {
@@ -62,11 +64,14 @@ func (m *fakeMachine) Info() api.Info {
 }
 
 func (m *fakeMachine) Stats() (api.Stats, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	size := max(m.disk, 1<<20)
 	return api.Stats{
 		UptimeMs: 1000, Exits: map[string]uint64{"io": 5}, Pages2M: 1, Pages4K: 512, ResidentBytes: 3 << 20,
 		Tracker: "wp-async", Frames: api.MemoryFrames{Total: 4, Large: 3, Small: 1, Reasons: map[string]uint64{"tracking": 1, "balloon": 0}},
 		Names:   api.MemoryNames{Enabled: true, Counters: map[string]uint64{"named": 7, "named_proven": 5, "refuted": 1}},
-		Devices: []api.DeviceStats{{Name: "blk0", Counters: map[string]uint64{"read_bytes": 4096}}},
+		Devices: []api.DeviceStats{{Name: "blk0", Counters: map[string]uint64{"read_bytes": 4096, "size_bytes": size}}},
 	}, nil
 }
 
@@ -92,6 +97,15 @@ func (m *fakeMachine) Balloon() (api.Balloon, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return api.Balloon{TargetBytes: m.balloon, Guest: map[string]uint64{"free_bytes": 8192}}, nil
+}
+func (m *fakeMachine) ResizeDisk(n int, bytes uint64) error {
+	if n != 0 {
+		return fmt.Errorf("no disk %d: %w", n, api.ErrNotSupported)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.disk = bytes
+	return nil
 }
 func (m *fakeMachine) SetBalloon(bytes uint64) error {
 	m.mu.Lock()
@@ -212,6 +226,11 @@ func TestMachines(t *testing.T) {
 	if out := h.want("stats", "a", "--prometheus"); !strings.Contains(out, `ditto_vm_exits_total{vm="a",reason="io"} 5`) {
 		t.Error(out)
 	}
+	h.want("disk", "resize", "a", "0", "2M")
+	h.want("disk", "resize", "a", "blk0", "1536K", "--shrink")
+	if out := h.want("stats", "a"); !strings.Contains(out, "1536KiB") {
+		t.Errorf("no disk of 1536 KiB in\n%s", out)
+	}
 	h.want("balloon", "a", "64M")
 	if out := h.want("balloon", "a"); !strings.Contains(out, "64MiB") || !strings.Contains(out, "guest free_bytes") {
 		t.Error(out)
@@ -260,6 +279,10 @@ func TestErrors(t *testing.T) {
 		{[]string{"console", "gone"}, exit.NotFound, "running: here"},
 		{[]string{"balloon", "here", "lots"}, exit.Usage, "is not a size"},
 		{[]string{"balloon", "here", "1T"}, exit.Failure, "leave the guest some"},
+		{[]string{"disk", "resize", "here", "0", "lots"}, exit.Usage, "is not a size"},
+		{[]string{"disk", "resize", "here", "sda", "2M"}, exit.Usage, `"sda" is no disk: use 0 or blk0`},
+		{[]string{"disk", "resize", "here", "0", "4K"}, exit.Usage, "would lose its end: say --shrink"},
+		{[]string{"disk", "resize", "here", "7", "4K"}, exit.Failure, "no disk 7"},
 		{[]string{"stop", "--grace", "2h", "here"}, exit.Usage, "out of range"},
 		{[]string{"run", "payload"}, exit.Usage, "goes behind --"},
 		{[]string{"run", "--cpus", "0"}, exit.Usage, `cpus: "0": out of range: use 1 to 64`},

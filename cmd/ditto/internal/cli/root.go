@@ -121,7 +121,7 @@ u-root userland and a network that needs no privileges.
 	root.AddCommand(
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
-		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(),
+		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
 		e.doctorCommand(), e.imageCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()

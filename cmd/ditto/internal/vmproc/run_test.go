@@ -86,6 +86,7 @@ func (m *fakeMachine) Info() api.Info {
 	return api.Info{Name: m.cfg.Name, State: api.Running, Started: time.Now()}
 }
 func (m *fakeMachine) Stats() (api.Stats, error)    { return api.Stats{}, nil }
+func (m *fakeMachine) ResizeDisk(int, uint64) error { return nil }
 func (m *fakeMachine) Pause(context.Context) error  { return nil }
 func (m *fakeMachine) Resume(context.Context) error { return nil }
 func (m *fakeMachine) PowerButton() error           { return nil }
