@@ -7,11 +7,11 @@ import "ditto.vm/memory"
 const (
 	// pciWindowBase is where 32-bit BARs may lie.
 	pciWindowBase memory.GPA = 0xc000_0000
-	pciWindowSize            = 0x2000_0000
+	pciWindowSize uint64     = 0x2000_0000
 
 	// ecamBase is PCI configuration space of bus 0, and the only bus.
 	ecamBase memory.GPA = 0xe000_0000
-	ecamSize            = 1 << 20
+	ecamSize uint64     = 1 << 20
 
 	// gedBase is the register page of the generic event device, with sleep
 	// control and reset.
@@ -28,7 +28,7 @@ const (
 	// acpiBase is where the tables lie, the RSDP first; the VMGenID buffer
 	// has a page of its own behind them.
 	acpiBase    memory.GPA = 0xe_0000
-	acpiSize               = 0x1_f000
+	acpiSize    uint64     = 0x1_f000
 	vmGenIDBase memory.GPA = 0xf_f000
 )
 
@@ -38,10 +38,4 @@ const (
 	gsiSerial = 4
 	gsiRTC    = 8
 	gsiGED    = 9
-)
-
-// ioPortCF8 is PCI configuration mechanism 1, address and data.
-const (
-	ioPortCF8     = 0xcf8
-	ioPortCF8Size = 8
 )

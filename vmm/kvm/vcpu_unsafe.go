@@ -138,7 +138,7 @@ func le32(b []byte) uint32 {
 }
 func le64(b []byte) uint64 { return uint64(le32(b)) | uint64(le32(b[4:]))<<32 }
 
-// Register types of the kernel's structures.
+// Regs and the types below it are the kernel's structures, as gokvm has them.
 type (
 	Regs       = gokvm.Regs
 	Sregs      = gokvm.Sregs
