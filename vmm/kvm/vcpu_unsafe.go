@@ -138,8 +138,9 @@ func le32(b []byte) uint32 {
 }
 func le64(b []byte) uint64 { return uint64(le32(b)) | uint64(le32(b[4:]))<<32 }
 
-// Regs and the types below it are the kernel's structures, as gokvm has them.
 type (
+	// Regs and the types below it are the kernel's structures, as gokvm has
+	// them.
 	Regs       = gokvm.Regs
 	Sregs      = gokvm.Sregs
 	Segment    = gokvm.Segment
