@@ -138,18 +138,26 @@ func le32(b []byte) uint32 {
 }
 func le64(b []byte) uint64 { return uint64(le32(b)) | uint64(le32(b[4:]))<<32 }
 
+// The kernel's structures, as gokvm has them.
 type (
-	// Regs and the types below it are the kernel's structures, as gokvm has
-	// them.
-	Regs       = gokvm.Regs
-	Sregs      = gokvm.Sregs
-	Segment    = gokvm.Segment
+	// Regs are the general registers (KVM API 4.11).
+	Regs = gokvm.Regs
+	// Sregs are the special registers (KVM API 4.13).
+	Sregs = gokvm.Sregs
+	// Segment is a segment register of Sregs.
+	Segment = gokvm.Segment
+	// Descriptor is a descriptor table of Sregs.
 	Descriptor = gokvm.Descriptor
-	DebugRegs  = gokvm.DebugRegs
-	XCRS       = gokvm.XCRS
-	MPState    = gokvm.MPState
-	Events     = gokvm.VCPUEvents
-	LAPIC      = gokvm.LAPICState
+	// DebugRegs are the debug registers (KVM API 4.33).
+	DebugRegs = gokvm.DebugRegs
+	// XCRS are the extended control registers (KVM API 4.44).
+	XCRS = gokvm.XCRS
+	// MPState is the multiprocessing state (KVM API 4.38).
+	MPState = gokvm.MPState
+	// Events are pending exceptions and interrupts (KVM API 4.31).
+	Events = gokvm.VCPUEvents
+	// LAPIC is the local APIC's register page (KVM API 4.57).
+	LAPIC = gokvm.LAPICState
 )
 
 // Multiprocessing states (KVM API 4.38).
