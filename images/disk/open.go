@@ -12,6 +12,9 @@ import (
 type Options struct {
 	ReadOnly bool
 	Cache    Cache
+	// Container: the file holds an image format of its own, which the opener
+	// knows how to read; see [Raw.ReadBuffered].
+	Container bool
 	// Raw takes the bytes as they are, even if they begin like an image
 	// format that is not raw.
 	Raw bool
@@ -51,9 +54,15 @@ func Open(path string, o Options) (*Raw, error) {
 	perm, unshared := permRead, permWrite|permResize
 	if !o.ReadOnly {
 		perm |= permWrite
+		if o.Container {
+			perm |= permResize
+		}
 	}
 	if err := lock(fd, perm, unshared); err != nil {
 		return nil, closeAfter(fd, lockError(path, fd, o, err))
+	}
+	if err := r.openBuffered(); err != nil {
+		return nil, closeAfter(fd, err)
 	}
 	return r, nil
 }
@@ -182,6 +191,9 @@ var formats = [...]struct{ magic, name string }{
 // checkContent refuses sizes and formats that cannot be a raw disk.
 func (r *Raw) checkContent() error {
 	size := r.identity.Size
+	if r.options.Container {
+		return nil
+	}
 	switch {
 	case size == 0:
 		return &Error{Path: r.path, Reason: "is empty", Cure: "give it a size, for example with 'truncate -s 8G'"}

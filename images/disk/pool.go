@@ -38,7 +38,7 @@ type poolOp struct {
 	run   func() error
 }
 
-// newPool makes a pool over r. Its goroutines start when they are needed.
+// newPool makes a pool over r, which may be nil for an engine. Its goroutines start when they are needed.
 func newPool(r *Raw, depth int) (*pool, error) {
 	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -55,16 +55,29 @@ func (p *pool) FDs() []int { return p.fds }
 
 // Read implements [Queue].
 func (p *pool) Read(token int, bufs [][]byte, offset int64) {
-	p.start(token, func() error { return p.image.ReadAtv(bufs, offset) })
+	p.read(p.image, token, bufs, offset)
 }
 
 // Write implements [Queue].
 func (p *pool) Write(token int, bufs [][]byte, offset int64, sync bool) {
-	p.start(token, func() error { return p.image.writeAtv(bufs, offset, sync) })
+	p.write(p.image, token, bufs, offset, sync)
 }
 
 // Flush implements [Queue].
-func (p *pool) Flush(token int) { p.start(token, p.image.Flush) }
+func (p *pool) Flush(token int) { p.flush(p.image, token) }
+
+// read implements [engine].
+func (p *pool) read(r *Raw, token int, bufs [][]byte, offset int64) {
+	p.start(token, func() error { return r.ReadAtv(bufs, offset) })
+}
+
+// write implements [engine].
+func (p *pool) write(r *Raw, token int, bufs [][]byte, offset int64, sync bool) {
+	p.start(token, func() error { return r.writeAtv(bufs, offset, sync) })
+}
+
+// flush implements [engine].
+func (p *pool) flush(r *Raw, token int) { p.start(token, r.Flush) }
 
 // Discard implements [Queue].
 func (p *pool) Discard(token int, offset, n int64) {

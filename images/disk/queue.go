@@ -42,16 +42,7 @@ type Queue interface {
 // where the kernel allows it and threads where not. Make it before the process
 // gives up the right to: later it needs io_uring_enter at most.
 func (r *Raw) NewQueue(depth int) (Queue, error) {
-	p, err := newPool(r, depth)
-	if err != nil {
-		return nil, err
-	}
-	ring, err := newRing(r.fd, depth)
-	if err != nil {
-		// Forbidden by sysctl or seccomp, or an old kernel.
-		return p, nil
-	}
-	return &ringQueue{raw: r, ring: ring, pool: p, ops: make([]ringOp, depth), fds: []int{ring.fd, p.event}}, nil
+	return newEngine(r, depth)
 }
 
 // Writes that go to the page cache are done at once: copying is cheaper than
@@ -80,6 +71,7 @@ type ringQueue struct {
 
 // ringOp is a request on the ring.
 type ringOp struct {
+	raw    *Raw
 	kind   opKind
 	sync   bool
 	bufs   [][]byte
@@ -105,48 +97,62 @@ type completion struct {
 func (q *ringQueue) FDs() []int { return q.fds }
 
 // Read implements [Queue].
-func (q *ringQueue) Read(token int, bufs [][]byte, offset int64) {
-	if q.raw.misaligned(bufs) {
-		q.pool.Read(token, bufs, offset)
+func (q *ringQueue) Read(token int, bufs [][]byte, offset int64) { q.read(q.raw, token, bufs, offset) }
+
+// read implements [engine].
+func (q *ringQueue) read(r *Raw, token int, bufs [][]byte, offset int64) {
+	if r.misaligned(bufs) {
+		q.pool.read(r, token, bufs, offset)
 		return
 	}
-	q.start(token, opRead, bufs, offset, false)
+	q.begin(r, token, opRead, bufs, offset, false)
 }
 
 // Write implements [Queue].
 func (q *ringQueue) Write(token int, bufs [][]byte, offset int64, sync bool) {
-	if q.raw.misaligned(bufs) {
-		q.pool.Write(token, bufs, offset, sync)
+	q.write(q.raw, token, bufs, offset, sync)
+}
+
+// write implements [engine].
+func (q *ringQueue) write(r *Raw, token int, bufs [][]byte, offset int64, sync bool) {
+	if r.misaligned(bufs) {
+		q.pool.write(r, token, bufs, offset, sync)
 		return
 	}
-	if !sync && q.raw.options.Cache != CacheNone && length(bufs) <= inlineLimit {
+	if !sync && r.options.Cache != CacheNone && length(bufs) <= inlineLimit {
 		if q.slow == 0 {
-			q.writeNow(token, bufs, offset)
+			q.writeNow(r, token, bufs, offset)
 			return
 		}
 		q.slow--
 	}
-	q.start(token, opWrite, bufs, offset, sync)
+	q.begin(r, token, opWrite, bufs, offset, sync)
 }
 
 // writeNow writes to the page cache, here.
-func (q *ringQueue) writeNow(token int, bufs [][]byte, offset int64) {
+func (q *ringQueue) writeNow(r *Raw, token int, bufs [][]byte, offset int64) {
 	begin := time.Now()
 	q.iov = appendIovecs(q.iov[:0], bufs, 0)
-	n, errno := pwritev(q.raw.fd, q.iov, offset)
+	n, errno := pwritev(r.fd, q.iov, offset)
 	if time.Since(begin) > slowWrite {
 		q.slow = slowWritesOff
 	}
 	if errno != 0 || n != length(bufs) {
 		// A short write, or a failure to look at: the long way does both.
-		q.start(token, opWrite, bufs, offset, false)
+		q.begin(r, token, opWrite, bufs, offset, false)
 		return
 	}
 	q.inline = append(q.inline, completion{token: token})
 }
 
 // Flush implements [Queue].
-func (q *ringQueue) Flush(token int) { q.start(token, opFlush, nil, 0, false) }
+func (q *ringQueue) Flush(token int) { q.flush(q.raw, token) }
+
+// flush implements [engine].
+func (q *ringQueue) flush(r *Raw, token int) { q.begin(r, token, opFlush, nil, 0, false) }
+
+// start implements [engine].
+func (q *ringQueue) start(token int, run func() error) { q.pool.start(token, run) }
 
 // Discard implements [Queue].
 func (q *ringQueue) Discard(token int, offset, n int64) { q.pool.Discard(token, offset, n) }
@@ -156,10 +162,10 @@ func (q *ringQueue) WriteZeroes(token int, offset, n int64, unmap bool) {
 	q.pool.WriteZeroes(token, offset, n, unmap)
 }
 
-// start puts a request on the ring.
-func (q *ringQueue) start(token int, kind opKind, bufs [][]byte, offset int64, sync bool) {
+// begin puts a request on the ring.
+func (q *ringQueue) begin(r *Raw, token int, kind opKind, bufs [][]byte, offset int64, sync bool) {
 	op := &q.ops[token]
-	op.kind, op.sync, op.bufs, op.offset, op.left = kind, sync, bufs, offset, length(bufs)
+	op.raw, op.kind, op.sync, op.bufs, op.offset, op.left = r, kind, sync, bufs, offset, length(bufs)
 	op.iov = appendIovecs(op.iov[:0], bufs, 0)
 	q.enqueue(token)
 }
@@ -173,11 +179,11 @@ func (q *ringQueue) enqueue(token int) {
 	}
 	switch op.kind {
 	case opRead:
-		q.ring.readv(uint64(token), op.iov, op.offset)
+		q.ring.readv(op.raw.fd, uint64(token), op.iov, op.offset)
 	case opWrite:
-		q.ring.writev(uint64(token), op.iov, op.offset, flags)
+		q.ring.writev(op.raw.fd, uint64(token), op.iov, op.offset, flags)
 	case opFlush:
-		q.ring.fdatasync(uint64(token))
+		q.ring.fdatasync(op.raw.fd, uint64(token))
 	}
 }
 
@@ -215,12 +221,15 @@ func (q *ringQueue) finish(token int, res int32) (done bool, err error) {
 		q.ring.submit()
 		return false, nil
 	case op.kind == opFlush && res < 0:
-		return true, q.raw.flushed(errno)
+		return true, op.raw.flushed(errno)
 	case op.kind == opFlush:
-		return true, q.raw.flushed(nil)
+		return true, op.raw.flushed(nil)
 	case res < 0:
 		return true, errno
 	case int(res) == op.left:
+		return true, nil
+	case op.kind == opRead && op.raw.endsBefore(op.offset+int64(res), op.left-int(res)):
+		zeroAfter(op.bufs, length(op.bufs)-op.left+int(res))
 		return true, nil
 	case res == 0:
 		return true, errShort

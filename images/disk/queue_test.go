@@ -296,7 +296,7 @@ func TestPartialResult(t *testing.T) {
 		t.Skip("no io_uring: check /proc/sys/kernel/io_uring_disabled")
 	}
 	got := make([]byte, size)
-	q.ops[0] = ringOp{kind: opRead, bufs: [][]byte{got[:4096], got[4096:]}, left: size}
+	q.ops[0] = ringOp{raw: r, kind: opRead, bufs: [][]byte{got[:4096], got[4096:]}, left: size}
 	if finished, err := q.finish(0, done); finished || err != nil {
 		t.Fatalf("finished %v, %v", finished, err)
 	}
@@ -307,7 +307,7 @@ func TestPartialResult(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("did not go on where it stopped")
 	}
-	q.ops[0] = ringOp{kind: opWrite, bufs: [][]byte{want}, left: size, iov: appendIovecs(nil, [][]byte{want}, 0)}
+	q.ops[0] = ringOp{raw: r, kind: opWrite, bufs: [][]byte{want}, left: size, iov: appendIovecs(nil, [][]byte{want}, 0)}
 	if finished, _ := q.finish(0, -int32(unix.EINTR)); finished {
 		t.Fatal("an interrupted request counts as finished")
 	}
@@ -378,7 +378,7 @@ func TestStable(t *testing.T) {
 // TestRingIsRestricted checks that the ring refuses what a disk never asks.
 func TestRingIsRestricted(t *testing.T) {
 	r := open(t, makeDisk(t, 1<<20), Options{})
-	ring, err := newRing(r.fd, testDepth)
+	ring, err := newRing(testDepth)
 	if err != nil {
 		t.Skipf("no io_uring (%v): check /proc/sys/kernel/io_uring_disabled", err)
 	}
@@ -389,7 +389,7 @@ func TestRingIsRestricted(t *testing.T) {
 	}()
 	const opNop, opOpenat = 0, 18
 	for _, op := range []byte{opNop, opOpenat} {
-		ring.entry(op, 1, 0, 0, 0, 0)
+		ring.entry(op, r.fd, 1, 0, 0, 0, 0)
 		ring.submit()
 		if _, res, ok := ring.completed(); !ok || unix.Errno(-res) != unix.EACCES {
 			t.Errorf("operation %d: result %d, want EACCES", op, res)

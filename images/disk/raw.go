@@ -12,6 +12,7 @@ import (
 // Raw is an open raw image file or block device. It implements [Image].
 type Raw struct {
 	fd        int
+	meta      int // without O_DIRECT; may be fd
 	path      string
 	options   Options
 	identity  Identity
@@ -51,6 +52,9 @@ func (r *Raw) Close() error {
 	// io_uring reports a request before it lets go of the file; the lock is
 	// given up here and now.
 	_ = setLock(r.fd, unix.F_UNLCK, 0, unsharedBase+permCount)
+	if r.meta != r.fd {
+		_ = unix.Close(r.meta)
+	}
 	if err := unix.Close(r.fd); err != nil {
 		return fmt.Errorf("close disk %s: %w", r.path, err)
 	}
@@ -63,7 +67,12 @@ func (r *Raw) ReadAtv(bufs [][]byte, offset int64) error {
 		return r.readBounced(bufs, offset)
 	}
 	return transfer(bufs, offset, func(bufs [][]byte, offset int64) (int, error) {
-		return unix.Preadv(r.fd, bufs, offset)
+		n, err := unix.Preadv(r.fd, bufs, offset)
+		if want := length(bufs); err == nil && n < want && r.endsBefore(offset+int64(n), want-n) {
+			zeroAfter(bufs, n)
+			n = want
+		}
+		return n, err
 	})
 }
 

@@ -47,7 +47,6 @@ const (
 // its lock.
 type ring struct {
 	fd      int
-	file    int
 	rings   []byte // submission and completion ring
 	sqes    []byte
 	sq, cq  ringOffsets
@@ -66,7 +65,7 @@ type ringOffsets struct {
 
 // newRing makes a ring for depth requests on file. It fails where io_uring is
 // not allowed or too old.
-func newRing(file, depth int) (*ring, error) {
+func newRing(depth int) (*ring, error) {
 	r, err := setupRing(uint32(depth), setupClamp|setupRingsDisabled|setupCoopTaskrun)
 	if errors.Is(err, unix.EINVAL) { // before Linux 5.19
 		r, err = setupRing(uint32(depth), setupClamp|setupRingsDisabled)
@@ -80,7 +79,6 @@ func newRing(file, depth int) (*ring, error) {
 	if err := r.restrict(); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	r.file = file
 	return r, nil
 }
 
@@ -147,12 +145,12 @@ func (r *ring) close() error {
 
 // entry prepares the next submission. There is always room: a ring has an
 // entry for every token.
-func (r *ring) entry(op byte, token uint64, offset int64, addr uint64, n, flags uint32) {
+func (r *ring) entry(op byte, file int, token uint64, offset int64, addr uint64, n, flags uint32) {
 	e := r.sqes[(r.tail&r.sqMask)*sqeSize:][:sqeSize]
 	clear(e)
 	e[0] = op
 	le := binary.LittleEndian
-	le.PutUint32(e[4:], uint32(r.file))
+	le.PutUint32(e[4:], uint32(file))
 	le.PutUint64(e[8:], uint64(offset))
 	le.PutUint64(e[16:], addr)
 	le.PutUint32(e[24:], n)
@@ -162,7 +160,9 @@ func (r *ring) entry(op byte, token uint64, offset int64, addr uint64, n, flags 
 	r.queued++
 }
 
-func (r *ring) fdatasync(token uint64) { r.entry(ringOpFsync, token, 0, 0, 0, fsyncDatasync) }
+func (r *ring) fdatasync(file int, token uint64) {
+	r.entry(ringOpFsync, file, token, 0, 0, 0, fsyncDatasync)
+}
 
 // submit gives the kernel what was prepared. A ring that is out of resources
 // for a moment is asked again, which also makes room by completing requests.

@@ -46,15 +46,15 @@ func (r *ring) store(offset, value uint32) {
 
 // readv prepares a read into iov, which stays as it is until the request
 // completes; it is reachable from the queue's op for as long.
-func (r *ring) readv(token uint64, iov []unix.Iovec, offset int64) {
+func (r *ring) readv(file int, token uint64, iov []unix.Iovec, offset int64) {
 	op, addr, n := vector(iov, ringOpRead, ringOpReadv)
-	r.entry(op, token, offset, addr, n, 0)
+	r.entry(op, file, token, offset, addr, n, 0)
 }
 
 // writev prepares a write of iov, on the same terms.
-func (r *ring) writev(token uint64, iov []unix.Iovec, offset int64, flags uint32) {
+func (r *ring) writev(file int, token uint64, iov []unix.Iovec, offset int64, flags uint32) {
 	op, addr, n := vector(iov, ringOpWrite, ringOpWritev)
-	r.entry(op, token, offset, addr, n, flags)
+	r.entry(op, file, token, offset, addr, n, flags)
 }
 
 // vector chooses the plain operation for a single buffer, which spares the
