@@ -33,6 +33,7 @@ func LabPackages() []LabPackage {
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
+		{Path: "./internal/namestest"},             // names under nested page tables
 		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
 		{Path: "./internal/e2e/storage"},
@@ -84,6 +85,12 @@ func Proofs() []Proof {
 		{ID: "trackers-npt", Package: "./internal/trackertest", Run: "^TestLabTrackers$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "frames", Package: "./internal/trackertest", Run: "^TestFrames$", Where: Native, Timeout: 10 * time.Minute},
 		{ID: "frames-npt", Package: "./internal/trackertest", Run: "^TestLabFrames$", Where: InLab, Timeout: 30 * time.Minute},
+		{ID: "names-rules", Package: "./internal/namestest", Run: "^TestRules$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "names-rules-raced", Package: "./internal/namestest", Run: "^TestRaceFindsBrokenRules$", Where: Native, Timeout: 30 * time.Minute},
+		{ID: "names-race", Package: "./internal/namestest", Run: "^TestRace$", Where: Native, Timeout: 20 * time.Minute},
+		{ID: "names-race-npt", Package: "./internal/namestest", Run: "^TestLabRace$", Where: InLab, Timeout: 90 * time.Minute},
+		{ID: "names-tree", Package: "./vmm", Run: "^TestLinuxNamesATree$", Where: InLab, Timeout: 60 * time.Minute},
+		{ID: "names-index", Package: "./vmm", Run: "^TestLinuxNamesByIndex$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "boot-corpus", Package: "./vmm", Run: "^TestLinuxCorpus$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "boots-linux", Package: "./vmm", Run: "^TestLinuxBootsLeaveNothing$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},

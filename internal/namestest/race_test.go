@@ -30,31 +30,36 @@ func TestLabRace(t *testing.T) {
 }
 
 func proveRace(t *testing.T, id string, caches ...disk.Cache) {
-	pauses, requests := labtest.Count(5, 50), labtest.Count(1000, 10000)
+	pauses := labtest.Count(5, 50)
+	var all verdict
+	var asked, stores, ballooned uint64
 	for _, cache := range caches {
 		t.Run(cache.String(), func(t *testing.T) {
 			r := newRacer(t, cache, mutant{})
 			found := verdict{}
 			for range pauses {
-				found.add(r.round(uint64(requests / pauses)))
+				found.add(r.round(raceRound))
 			}
 			r.finish()
 			for _, wrong := range found.wrong {
 				t.Error(wrong)
 			}
-			s := r.naming.Stats()
-			t.Logf("%+v", s)
+			t.Logf("%+v", r.naming.Stats())
 			if found.proven < leastProven*pauses || found.hints < leastHints*pauses {
 				t.Errorf("compared %d proven and %d provisional names at %d pauses: too few to show anything", found.proven, found.hints, pauses)
 			}
-			labtest.Proof(t, id, "cache %s: %d requests, %d stores and %d balloon pages against each other; at %d pauses %d proven names, %d provisional ones and %d of full passes were right, %d wrong",
-				cache, r.asked.Load(), r.stores.Load(), r.ballooned.Load(), pauses, found.proven, found.hints, found.passed, len(found.wrong))
+			all.add(found)
+			asked, stores, ballooned = asked+r.asked.Load(), stores+r.stores.Load(), ballooned+r.ballooned.Load()
 		})
 	}
+	labtest.Proof(t, id, "%d requests, %d stores and %d balloon pages against each other; at %d pauses with each of %d cache modes %d proven names, %d provisional ones and %d of full passes were right, %d wrong",
+		asked, stores, ballooned, pauses, len(caches), all.proven, all.hints, all.passed, len(all.wrong))
 }
 
 const (
 	raceQueues = 3
+	// raceRound is how many requests there are at least between two pauses.
+	raceRound = 200
 	// How many names are compared at a pause at least, on average.
 	leastProven = 20
 	leastHints  = 5
@@ -96,8 +101,9 @@ func newRacer(t testing.TB, cache disk.Cache, broken mutant) *racer {
 		arrived: func(_ int, p *passage) {
 			mu.Lock()
 			before, after := rng.IntN(6)*rng.IntN(60), rng.IntN(6)*rng.IntN(60)
+			fail := rng.IntN(30) == 0
 			mu.Unlock()
-			dawdle(p, before, after)
+			dawdle(p, before, after, fail)
 		},
 	})
 	r.balloon = newBalloon(t, r.driver.Machine)
@@ -111,11 +117,17 @@ func newRacer(t testing.TB, cache disk.Cache, broken mutant) *racer {
 	return r
 }
 
-// dawdle holds a request for so many microseconds before and after the disk.
-func dawdle(p *passage, before, after int) {
+// dawdle holds a request for so many microseconds before and after the disk, or
+// lets it fail without the disk.
+func dawdle(p *passage, before, after int, fail bool) {
 	p.hold = true
 	go func() {
 		time.Sleep(time.Duration(before) * time.Microsecond)
+		if fail {
+			p.err = errHeld
+			p.end()
+			return
+		}
 		p.move()
 		<-p.done
 		time.Sleep(time.Duration(after) * time.Microsecond)

@@ -11,9 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"ditto.vm/devices/virtio/blk"
 	"ditto.vm/devices/virtio/virtiotest"
 	"ditto.vm/images/disk"
+	"ditto.vm/images/index"
+	"ditto.vm/images/layer"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
 	"ditto.vm/vmm/naming"
@@ -61,9 +65,13 @@ type rigConfig struct {
 type mutant struct {
 	observer func(blk.Observer) blk.Observer
 	tracker  func(memory.Tracker) memory.Tracker
-	host     func(memory.WriteObserver) memory.WriteObserver
+	// host returns who hears of the VMM's writes: of the tracker without names,
+	// and of the one with them, which should.
+	host func(below, named memory.Tracker) memory.WriteObserver
 	// around lets whoever tracks besides naming use the tracker below it.
 	around bool
+	// stored hears of stores of the vCPU.
+	stored func()
 }
 
 // newSpace makes populated memory; large pages where the host has them.
@@ -114,7 +122,7 @@ func newRig(t testing.TB, space *memory.Space, c rigConfig) *rig {
 	}
 	r.naming = naming.New(space, c.tracker, r.frames, log, naming.Options{Policy: eagerPolicy()})
 	if c.broken.host != nil {
-		space.SetObserver(c.broken.host(r.naming.Tracker()))
+		space.SetObserver(c.broken.host(r.tracker, r.naming.Tracker()))
 	}
 	if !c.broken.around {
 		r.tracker = r.naming.Tracker()
@@ -137,6 +145,8 @@ func (r *rig) addDisk(c rigConfig) {
 	}
 	check(t, err)
 	t.Cleanup(func() { check(t, image.Close()) })
+	// It is right only until the first write: from then on it misleads.
+	r.index()
 	told, err := r.naming.AddDisk(naming.Disk{Path: r.path, Source: reader{image}, Size: diskSize})
 	check(t, err)
 	observer := blk.Observer(told)
@@ -151,8 +161,9 @@ func (r *rig) addDisk(c rigConfig) {
 			if err != nil || c.arrived == nil {
 				return q, err
 			}
+			index := n
 			n++
-			return newGates(t, q, func(p *passage) { c.arrived(n-1, p) }), nil
+			return newGates(t, q, func(p *passage) { c.arrived(index, p) }), nil
 		},
 	})
 	check(t, err)
@@ -162,6 +173,15 @@ func (r *rig) addDisk(c rigConfig) {
 	for i := range c.queues {
 		r.queues = append(r.queues, newQueue(r.driver, i))
 	}
+}
+
+// index indexes the image.
+func (r *rig) index() {
+	src, err := layer.OpenFile(r.path)
+	check(r.t, err)
+	defer src.Close()
+	_, err = index.Build(context.Background(), src, index.Beside(r.path), index.Options{})
+	check(r.t, err)
 }
 
 // reader reads what the guest would.
@@ -206,3 +226,5 @@ func (r *rig) settle() (resume func()) {
 	check(r.t, r.naming.Settle(context.Background()))
 	return r.dev.Resume
 }
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
