@@ -116,24 +116,3 @@ func newHostBridge() *Endpoint {
 		Class: 0x060000,
 	})
 }
-
-// State is what the bus itself remembers; each function has a state of its
-// own.
-type State struct {
-	// Address is the last value written to port CF8.
-	Address uint32
-}
-
-// State returns the bus's own state.
-func (b *Bus) State() State {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return State{Address: b.address}
-}
-
-// SetState restores the bus's own state. Every value is valid.
-func (b *Bus) SetState(s State) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.address = s.Address
-}

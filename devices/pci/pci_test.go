@@ -182,11 +182,22 @@ func TestPortAccess(t *testing.T) {
 		t.Errorf("bus 1 reads %#x", got)
 	}
 
+	m.write(0, 0x3C, 1, 0x5A) // the host bridge's interrupt line
 	saved := m.bus.State()
 	other := newMachine(t)
-	other.bus.SetState(saved)
-	if other.bus.State() != saved {
+	if err := other.bus.SetState(saved); err != nil {
+		t.Fatal(err)
+	}
+	if other.bus.State() != saved || other.read(0, 0x3C, 1) != 0x5A {
 		t.Error("state changed on the way")
+	}
+	saved.Address++
+	saved.Bridge.Config[0] ^= 1
+	if err := other.bus.SetState(saved); !errors.Is(err, ErrState) {
+		t.Errorf("a bridge of another kind: %v", err)
+	}
+	if other.bus.State().Address == saved.Address {
+		t.Error("a refused state changed the bus")
 	}
 }
 

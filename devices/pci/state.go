@@ -92,3 +92,30 @@ func (m *MSIX) setState(s *MSIXState) error {
 	}
 	return nil
 }
+
+// State is what the bus itself remembers; each function has a state of its
+// own.
+type State struct {
+	// Address is the last value written to port CF8.
+	Address uint32
+	// Bridge is the host bridge in slot 0.
+	Bridge EndpointState
+}
+
+// State returns the bus's own state.
+func (b *Bus) State() State {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return State{Address: b.address, Bridge: b.slots[0].State()}
+}
+
+// SetState restores the bus's own state. On an error it is as before.
+func (b *Bus) SetState(s State) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.slots[0].SetState(s.Bridge); err != nil {
+		return fmt.Errorf("host bridge: %w", err)
+	}
+	b.address = s.Address
+	return nil
+}
