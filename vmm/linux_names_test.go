@@ -224,6 +224,9 @@ func TestLinuxNamesByIndex(t *testing.T) {
 	if holding < mib<<20/memory.PageSize*9/10 || share(named, holding) < 95 {
 		t.Errorf("%d of %d pages are named, %d of them as I/O went by", named, holding, recorded)
 	}
+	if _, kept, _ := tr.count(t, m, disk, m.naming.Table().At); share(kept, holding) < 95 {
+		t.Errorf("the table keeps %d of %d names that the pass found", kept, named)
+	}
 	labtest.Proof(t, "names-index", "a base image of %d MiB that was not read: %d of %d pages that hold it are named (%.2f %%), %d of them by I/O",
 		mib, named, holding, share(named, holding), recorded)
 }

@@ -83,14 +83,19 @@ func (m *VM) summarize(ctx context.Context, full, still bool) (names.Summary, na
 	return summary, names.PassStats{}, layers, err
 }
 
-// namePages passes over all of memory. A running guest keeps half of the cores.
+// namePages passes over all of memory, and keeps what it finds. A running guest
+// keeps half of the cores.
 func (m *VM) namePages(ctx context.Context, still bool) (*names.Map, error) {
 	table, layers := m.book()
 	pass := names.Pass{Space: m.mem, Table: table, Layers: layers, Running: !still}
 	if !still {
 		pass.Workers = max(1, runtime.NumCPU()/2)
 	}
-	return pass.Run(ctx)
+	all, err := pass.Run(ctx)
+	if err == nil && m.naming != nil {
+		all.Teach(m.naming.Table())
+	}
+	return all, err
 }
 
 // memorySummary is a summary as the API tells it.
