@@ -113,10 +113,14 @@ func (deaf) HostWrite(memory.GPA, uint64) {}
 // onceTold does not hear a report that is the same as the one before.
 type onceTold struct {
 	memory.WriteObserver
+
+	mu   sync.Mutex // guards last
 	last memory.Range
 }
 
 func (o *onceTold) HostWrite(gpa memory.GPA, n uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if r := (memory.Range{Start: gpa, Size: n}); r != o.last {
 		o.last = r
 		o.WriteObserver.HostWrite(gpa, n)
