@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"golang.org/x/sys/unix"
 )
@@ -117,4 +118,23 @@ func (r *Raw) TakeUpWriting() error {
 	}
 	r.options.ReadOnly = false
 	return nil
+}
+
+// NextData returns the next range at or after off that the file stores; what
+// lies between is zeros. After the last it returns io.EOF. Where the file
+// system knows no holes, the range is all of the rest.
+func (r *Raw) NextData(off int64) (start, end int64, err error) {
+	start, err = unix.Seek(r.fd, off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return 0, 0, io.EOF
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return off, r.Size(), nil
+	case err != nil:
+		return 0, 0, fmt.Errorf("disk %s: find data: %w", r.path, err)
+	}
+	if end, err = unix.Seek(r.fd, start, unix.SEEK_HOLE); err != nil {
+		return 0, 0, fmt.Errorf("disk %s: find the next hole: %w", r.path, err)
+	}
+	return start, end, nil
 }

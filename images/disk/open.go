@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,8 @@ type Options struct {
 	// Container: the file holds an image format of its own, which the opener
 	// knows how to read; see [Raw.ReadBuffered].
 	Container bool
+	// Unlocked takes no lock: what is read may change at any time.
+	Unlocked bool
 	// Raw takes the bytes as they are, even if they begin like an image
 	// format that is not raw.
 	Raw bool
@@ -57,6 +60,9 @@ func Open(path string, o Options) (*Raw, error) {
 		if o.Container {
 			perm |= permResize
 		}
+	}
+	if o.Unlocked {
+		perm, unshared = 0, 0
 	}
 	if err := lock(fd, perm, unshared); err != nil {
 		return nil, closeAfter(fd, lockError(path, fd, o, err))
@@ -210,14 +216,23 @@ func (r *Raw) checkContent() error {
 	if err := r.ReadAtv([][]byte{head}, 0); err != nil {
 		return &Error{Path: r.path, Err: err, Reason: "cannot be read: " + err.Error(), Cure: "check the file system and the device"}
 	}
-	for _, f := range formats {
-		if string(head[:len(f.magic)]) == f.magic {
-			return &Error{
-				Path:   r.path,
-				Reason: "is a " + f.name + " image, not a raw one",
-				Cure:   "convert it with 'qemu-img convert -O raw'",
-			}
+	if name := OtherFormat(head); name != "" {
+		return &Error{
+			Path:   r.path,
+			Reason: "is a " + name + " image, not a raw one",
+			Cure:   "convert it with 'qemu-img convert -O raw'",
 		}
 	}
 	return nil
+}
+
+// OtherFormat names the format that is not raw of what begins with head, ""
+// if there is none.
+func OtherFormat(head []byte) string {
+	for _, f := range formats {
+		if strings.HasPrefix(string(head[:min(len(head), 16)]), f.magic) {
+			return f.name
+		}
+	}
+	return ""
 }

@@ -1,0 +1,180 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"ditto.vm/images/disk"
+	"ditto.vm/images/qcow2"
+)
+
+// Format is the format of an image file.
+type Format string
+
+// The formats. Probe finds out.
+const (
+	Probe Format = ""
+	Raw   Format = "raw"
+	Qcow2 Format = "qcow2"
+)
+
+// MaxDepth is how many layers a chain may have. Each holds a file open and
+// costs a look-up where the ones above hold nothing.
+const MaxDepth = 128
+
+// Options say how to open a chain.
+type Options struct {
+	// ReadOnly opens the top for reading only, as the others always are.
+	ReadOnly bool
+	Cache    disk.Cache
+	// Format of the top.
+	Format Format
+
+	below bool // a backing file, which may have any length
+}
+
+// Open opens and locks an image and everything below it. What a user can get
+// wrong is a [*disk.Error].
+func Open(path string, o Options) (*Chain, error) {
+	top, err := openLayer(path, o)
+	if err != nil {
+		return nil, err
+	}
+	c := &Chain{options: o, probed: o.Format == Probe}
+	c.layers = []*Layer{top}
+	if err := c.openBelow(); err != nil {
+		return nil, errors.Join(err, c.closeLayers())
+	}
+	return c, nil
+}
+
+// openBelow opens what the last layer is stacked on, down to the bottom.
+func (c *Chain) openBelow() error {
+	for {
+		last := c.layers[len(c.layers)-1]
+		name, format := last.backing()
+		if name == "" {
+			return nil
+		}
+		path, err := last.resolve(name, format)
+		if err != nil {
+			return err
+		}
+		if len(c.layers) >= MaxDepth {
+			return &disk.Error{Path: last.Path(), Reason: fmt.Sprintf("is on more than %d layers", MaxDepth), Cure: "merge some with 'ditto image commit'"}
+		}
+		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, below: true})
+		if err != nil {
+			return fmt.Errorf("below %s: %w", last.Path(), err)
+		}
+		c.layers = append(c.layers, below)
+		for _, l := range c.layers[:len(c.layers)-1] {
+			if l.same(below) {
+				return &disk.Error{Path: path, Reason: "is below itself", Cure: "give one of the images another backing file with 'qemu-img rebase -u'"}
+			}
+		}
+		last.attach(below)
+	}
+}
+
+// openLayer opens one image. With Probe its content says what it is.
+func openLayer(path string, o Options) (*Layer, error) {
+	format := o.Format
+	if format == Probe {
+		found, err := probe(path)
+		if err != nil {
+			return nil, err
+		}
+		format = found
+	}
+	switch format {
+	case Raw:
+		file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Raw: o.Format == Raw, Container: o.below})
+		if err != nil {
+			return nil, err
+		}
+		return &Layer{file: file}, nil
+	case Qcow2:
+		return openQcow2(path, o)
+	}
+	return nil, &disk.Error{Path: path, Reason: fmt.Sprintf("is said to have the format %q, which is not supported", format), Cure: "use raw or qcow2"}
+}
+
+func openQcow2(path string, o Options) (*Layer, error) {
+	file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Container: true})
+	if err != nil {
+		return nil, err
+	}
+	image, err := qcow2.Open(file, qcow2.Options{ReadOnly: o.ReadOnly})
+	if err == nil && o.Cache == disk.CacheNone {
+		if h := image.Header(); h.ClusterSize() < pageSize {
+			err = &disk.Error{Reason: fmt.Sprintf("has clusters of %d bytes, too small for cache mode none", h.ClusterSize()), Cure: "use cache mode writeback"}
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(named(err, path), file.Close())
+	}
+	return &Layer{file: file, image: image}, nil
+}
+
+const pageSize = 4096
+
+// named fills in the path that format code does not know.
+func named(err error, path string) error {
+	var e *disk.Error
+	if errors.As(err, &e) && e.Path == "" {
+		e.Path = path
+	}
+	return err
+}
+
+// probe tells by its beginning what an image is. Formats that are neither raw
+// nor qcow2 are refused when it is opened.
+func probe(path string) (Format, error) {
+	file, err := disk.Open(path, disk.Options{ReadOnly: true, Container: true, Unlocked: true})
+	if err != nil {
+		return Probe, err
+	}
+	var magic [4]byte
+	err = errors.Join(file.ReadBuffered(magic[:], 0), file.Close())
+	if err != nil {
+		return Probe, &disk.Error{Path: path, Err: err, Reason: "cannot be read: " + err.Error(), Cure: "check the file system and the device"}
+	}
+	if string(magic[:]) == qcow2.Magic {
+		return Qcow2, nil
+	}
+	return Raw, nil
+}
+
+// backing returns the name of the image below and its format, "" for none.
+func (l *Layer) backing() (name string, format Format) {
+	if l.image == nil {
+		return "", Probe
+	}
+	h := l.image.Header()
+	return h.BackingFile, Format(h.BackingFormat)
+}
+
+// resolve turns the name of a backing file into a path: relative to the image
+// that names it.
+func (l *Layer) resolve(name string, format Format) (string, error) {
+	if format == Probe {
+		return "", &disk.Error{
+			Path: l.Path(), Reason: fmt.Sprintf("does not say which format its backing file %q has", name),
+			Cure: fmt.Sprintf("say it with 'qemu-img rebase -u -b %s -F raw %s', or -F qcow2", name, l.Path()),
+		}
+	}
+	name = strings.TrimPrefix(name, "file:")
+	if protocol, _, ok := strings.Cut(name, ":"); ok && !strings.Contains(protocol, "/") {
+		return "", &disk.Error{
+			Path: l.Path(), Reason: fmt.Sprintf("has the backing file %q, which is not a path", name),
+			Cure: "give it one with 'qemu-img rebase -u', with ./ before a name that holds a colon",
+		}
+	}
+	if filepath.IsAbs(name) {
+		return name, nil
+	}
+	return filepath.Join(filepath.Dir(l.Path()), name), nil
+}
