@@ -152,6 +152,9 @@ func roundTrips(t *testing.T, c *VCPU, v *VM) {
 	events, err := c.Events()
 	check("events", err)
 	check("events", c.SetEvents(events))
+	if khz, err := c.TSCKHz(); err == nil {
+		check("TSC frequency", c.SetTSCKHz(khz))
+	}
 	debug, err := c.DebugRegs()
 	check("debug registers", err)
 	check("debug registers", c.SetDebugRegs(debug))

@@ -160,11 +160,12 @@ type (
 	LAPIC = gokvm.LAPICState
 )
 
-// Multiprocessing states (KVM API 4.38).
+// Multiprocessing states of x86 (KVM API 4.38), in their order.
 const (
 	MPStateRunnable      = gokvm.MPStateRunnable
 	MPStateUninitialized = gokvm.MPStateUninitialized
 	MPStateHalted        = gokvm.MPStateHalted
+	MPStateSIPIReceived  = gokvm.MPStateSipiReceived // the last
 )
 
 // Regs reads the general registers (KVM API 4.11).
@@ -286,6 +287,12 @@ func (c *VCPU) NMI() error {
 func (c *VCPU) TSCKHz() (uint64, error) {
 	v, err := gokvm.GetTSCKHz(uintptr(c.fd))
 	return v, opError("KVM_GET_TSC_KHZ", err)
+}
+
+// SetTSCKHz sets it (KVM API 4.55). Where KVM cannot scale the counter, only a
+// frequency that is all but the host's own is taken.
+func (c *VCPU) SetTSCKHz(khz uint64) error {
+	return opError("KVM_SET_TSC_KHZ", gokvm.SetTSCKHz(uintptr(c.fd), khz))
 }
 
 // KVMClockCtrl tells the guest's watchdogs that it was paused (KVM API 4.70).

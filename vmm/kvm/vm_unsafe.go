@@ -129,6 +129,10 @@ func (v *VM) SetPIT(state PIT) error {
 // Clock is kvmclock and what it was read against (struct kvm_clock_data).
 type Clock = gokvm.ClockData
 
+// ClockRealtime in the flags of a [Clock] says that Realtime, in nanoseconds
+// since 1970, was read together with it (Linux 5.16).
+const ClockRealtime = 1 << 2
+
 // Clock reads kvmclock (KVM API 4.29).
 func (v *VM) Clock() (Clock, error) {
 	var c Clock
