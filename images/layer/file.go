@@ -43,6 +43,9 @@ func (f *File) Close() error { return f.f.Close() }
 // Size returns the layer's size in bytes, as it was when it was opened.
 func (f *File) Size() int64 { return f.size }
 
+// OSFile returns the open file, for mapping it.
+func (f *File) OSFile() *os.File { return f.f }
+
 // ReadAt implements io.ReaderAt.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
 
