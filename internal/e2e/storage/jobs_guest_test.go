@@ -187,11 +187,21 @@ func holdDisk(guestArgs) error {
 		return err
 	}
 	fmt.Printf("\nHEAD %s\n", strings.TrimRight(string(head), "\x00"))
-	if w, err := os.OpenFile("/dev/vda", os.O_RDWR, 0); err == nil {
-		fmt.Printf("\nWRITABLE\n")
-		_ = w.Close()
-	} else {
+	if err := rewrite("/dev/vda", head); err != nil {
 		fmt.Printf("\nREADONLY %v\n", err)
+	} else {
+		fmt.Printf("\nWRITABLE\n")
 	}
 	return step("held")
+}
+
+// rewrite writes the beginning of a disk as it is. Linux lets a disk that cannot
+// be written be opened for writing, but not written.
+func rewrite(path string, head []byte) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(head, 0)
+	return errors.Join(err, f.Close())
 }
