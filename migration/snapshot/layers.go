@@ -1,0 +1,178 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+
+	"ditto.vm/images/layer"
+	"ditto.vm/memory"
+)
+
+// LayerFile is an open layer: what a guest reads from it.
+type LayerFile interface {
+	io.ReaderAt
+	// Size returns the bytes that a guest sees.
+	Size() int64
+	// Stamp reads the stamp of the file as it is now.
+	Stamp() (layer.Stamp, error)
+	Close() error
+}
+
+// Extenter is a [LayerFile] that can be mapped, at least in places.
+type Extenter interface {
+	// Extent returns where the layer's bytes from off on lie as they are: a
+	// file, the offset there, and for how many bytes that holds. It is for none
+	// when they must be read.
+	Extent(off int64) (f *os.File, at, size int64)
+}
+
+// rawLayer is a raw layer.
+type rawLayer struct{ *layer.File }
+
+// Extent implements [Extenter].
+func (r rawLayer) Extent(off int64) (f *os.File, at, size int64) {
+	return r.OSFile(), off, r.Size() - off
+}
+
+// openRaw opens a layer that is stored as it is.
+func openRaw(dir string, l Layer) (LayerFile, error) {
+	if l.Format != "raw" {
+		return nil, fmt.Errorf("%s: format %s cannot be read here", l.Path, l.Format)
+	}
+	f, err := layer.OpenFile(beside(dir, l.Path))
+	if err != nil {
+		return nil, err
+	}
+	return rawLayer{f}, nil
+}
+
+// layerSet are the layers of a snapshot, opened when they are needed.
+type layerSet struct {
+	mu    sync.Mutex // guards the following
+	files []LayerFile
+	// proven: pages named by layers are what they were.
+	proven bool
+}
+
+func (l *layerSet) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for _, f := range l.files {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	l.files = nil
+	return errors.Join(errs...)
+}
+
+// layer returns a layer, opened.
+func (s *Snapshot) layer(i int) (LayerFile, error) {
+	s.layers.mu.Lock()
+	defer s.layers.mu.Unlock()
+	if s.layers.files == nil {
+		s.layers.files = make([]LayerFile, len(s.m.Layers))
+	}
+	if f := s.layers.files[i]; f != nil {
+		return f, nil
+	}
+	l := s.m.Layers[i]
+	f, err := s.o.OpenLayer(s.dir, l)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrLayer, l.Path, err)
+	}
+	if f.Size() != l.Size {
+		return nil, errors.Join(fmt.Errorf("%w: %s had %d bytes and has %d", ErrLayer, l.Path, l.Size, f.Size()), f.Close())
+	}
+	s.layers.files[i] = f
+	return f, nil
+}
+
+// isProven reports whether layers were checked.
+func (s *Snapshot) isProven() bool {
+	s.layers.mu.Lock()
+	defer s.layers.mu.Unlock()
+	return s.layers.proven
+}
+
+// CheckLayers makes sure that all layers that pages of the snapshot or an
+// ancestor are named by are what they were: by the stamp of the file, and where
+// that is another, by reading all blocks that name pages. Nobody may write them
+// from then on. Errors wrap [ErrLayer].
+func (s *Snapshot) CheckLayers(ctx context.Context) error {
+	for ; s != nil; s = s.parent {
+		if s.isProven() {
+			continue
+		}
+		var read []int // runs
+		trusted := make([]bool, len(s.m.Layers))
+		for i, used := range s.usedLayers() {
+			if !used {
+				continue
+			}
+			f, err := s.layer(i)
+			if err != nil {
+				return fmt.Errorf("snapshot %s: %w", s.dir, err)
+			}
+			stamp, err := f.Stamp()
+			trusted[i] = err == nil && s.m.Layers[i].Stamp == Stamp(stamp)
+		}
+		for i, r := range s.p.runs {
+			if r.Kind == Block && !trusted[r.Layer] {
+				read = append(read, i)
+			}
+		}
+		if err := s.checkBlocks(ctx, read, runtime.NumCPU()); err != nil {
+			return fmt.Errorf("snapshot %s: %w", s.dir, err)
+		}
+		s.layers.mu.Lock()
+		s.layers.proven = true
+		s.layers.mu.Unlock()
+	}
+	return nil
+}
+
+// usedLayers tells of each layer whether pages are named by it.
+func (s *Snapshot) usedLayers() []bool {
+	used := make([]bool, len(s.m.Layers))
+	for _, r := range s.p.runs {
+		if r.Kind == Block {
+			used[r.Layer] = true
+		}
+	}
+	return used
+}
+
+// checkBlocks reads and checks runs of blocks.
+func (s *Snapshot) checkBlocks(ctx context.Context, runs []int, workers int) error {
+	buffers := make([][]byte, max(1, workers))
+	return parallel(ctx, workers, len(runs), func(_ context.Context, w, i int) error {
+		if buffers[w] == nil {
+			buffers[w] = make([]byte, maxBlockRun*memory.PageSize)
+		}
+		return s.readBlocks(runs[i], buffers[w])
+	})
+}
+
+// readBlocks reads the blocks of the run at place i into b, and checks them.
+func (s *Snapshot) readBlocks(i int, b []byte) error {
+	r := s.p.runs[i]
+	f, err := s.layer(r.Layer)
+	if err != nil {
+		return err
+	}
+	b = b[:r.Pages*memory.PageSize]
+	if err := readFull(f, b, int64(r.Number)*memory.PageSize); err != nil {
+		return fmt.Errorf("%w: %s: read %d blocks from %d on: %w", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number, err)
+	}
+	if blocksDigest(b) != s.p.blockDigests[s.p.blockRun[i]] {
+		return fmt.Errorf("%w: %s: the %d blocks from %d on are not what they were", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number)
+	}
+	return nil
+}

@@ -1,0 +1,307 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"ditto.vm/memory"
+	"ditto.vm/memory/names"
+)
+
+// Options say what a [Writer] writes.
+type Options struct {
+	Space *memory.Space
+	// Ditto is the version of the program.
+	Ditto string
+	// Config is what the VM was made of, in JSON.
+	Config json.RawMessage
+	// Created is the time to be stated; zero means now.
+	Created time.Time
+	// Layers are those that pages may be named by. What equals blocks of any
+	// other is stored.
+	Layers []LayerSource
+	// Parent makes the snapshot incremental. It stays open until the end.
+	Parent *Snapshot
+	// ParentPath is where the parent will be found: absolute, or relative to
+	// the snapshot.
+	ParentPath string
+	// Compression of pages; empty means None.
+	Compression Compression
+	// Workers bounds the cores in use; zero means all.
+	Workers int
+	// Progress hears how many bytes of memory the current phase has dealt with,
+	// if not nil. It is called by one goroutine at a time and must not block.
+	Progress func(done, total uint64)
+}
+
+// LayerSource is a layer that pages may be named by.
+type LayerSource struct {
+	Layer
+	// Written says that somebody still writes the layer: naming pages by it is
+	// an error that wraps [ErrLayerWritten].
+	Written bool
+	// Names is the layer in names.Map.Layers.
+	Names names.LayerID
+	// Source reads the layer as it is for good, from any goroutine. Not through
+	// an overlay.
+	Source io.ReaderAt
+	// Digest returns the digest of a block without reading it, if that is known
+	// for sure: the layer is immutable and has an index. May be nil.
+	Digest func(block uint64) (digest [16]byte, ok bool)
+}
+
+// Writer writes a snapshot. Its methods are called one after the other; after an
+// error of any nothing is left of it.
+type Writer struct {
+	o       Options
+	target  Target
+	pages   *os.File
+	regions []memory.Range
+	byNames map[names.LayerID]int
+
+	// Of each page, by its place in memory. A page belongs to one batch at a
+	// time.
+	slot    []uint32 // where its bytes are, plus 1
+	digests []Digest // of these bytes
+
+	// What became of pages that were looked at.
+	zero, parent, stored *memory.PageSet
+
+	mu        sync.Mutex // guards the following
+	slots     uint64
+	frames    []frame
+	pagesSize uint64
+	done      uint64 // bytes, for Progress
+
+	encoders sync.Pool // of *zstd.Encoder
+	buffers  sync.Pool // of *batch
+
+	capture *captured
+	err     error // why it is over
+}
+
+// Create begins a snapshot at the target.
+func Create(target Target, o Options) (*Writer, error) {
+	w := &Writer{o: o, target: target, byNames: make(map[names.LayerID]int)}
+	if err := w.begin(); err != nil {
+		return nil, w.fail("begin", err)
+	}
+	return w, nil
+}
+
+func (w *Writer) begin() error {
+	if w.o.Compression == "" {
+		w.o.Compression = None
+	}
+	if w.o.Workers <= 0 {
+		w.o.Workers = runtime.NumCPU()
+	}
+	if w.o.Created.IsZero() {
+		w.o.Created = time.Now()
+	}
+	if len(w.o.Config) > 0 && !json.Valid(w.o.Config) {
+		return errors.New("the configuration is not JSON")
+	}
+	total := uint64(0)
+	for _, r := range w.o.Space.Regions() {
+		w.regions = append(w.regions, r.Range)
+		total += r.Size / memory.PageSize
+	}
+	for i, l := range w.o.Layers {
+		if _, ok := w.byNames[l.Names]; ok {
+			return fmt.Errorf("layer %d is declared twice", l.Names)
+		}
+		w.byNames[l.Names] = i
+	}
+	if p := w.o.Parent; p != nil {
+		if !slices.Equal(p.m.regions(), w.regions) {
+			return fmt.Errorf("the parent is of a memory of %d bytes, not of %d", p.m.Memory.Size, w.o.Space.Size())
+		}
+		if p.m.Depth()+2 > MaxChain {
+			return fmt.Errorf("the parent is the last of a chain of %d snapshots: save without a parent", MaxChain)
+		}
+	}
+	// Untouched, these take address space only.
+	w.slot, w.digests = make([]uint32, total), make([]Digest, total)
+	w.zero, w.parent, w.stored = w.o.Space.NewPageSet(), w.o.Space.NewPageSet(), w.o.Space.NewPageSet()
+	if err := w.manifest().check(); err != nil {
+		return err
+	}
+	var err error
+	w.pages, err = w.target.Create(pagesName)
+	return err
+}
+
+// fail ends the writer and removes what it wrote. It returns err, with what was
+// being done.
+func (w *Writer) fail(doing string, err error) error {
+	if w.err != nil {
+		return w.err
+	}
+	w.err = writeError(fmt.Errorf("snapshot: %s: %w", doing, err))
+	if w.pages != nil {
+		_ = w.pages.Close()
+	}
+	if err := w.target.Abort(); err != nil {
+		w.err = errors.Join(w.err, fmt.Errorf("remove what was written: %w", err))
+	}
+	return w.err
+}
+
+// Abort gives up. After Commit it does nothing.
+func (w *Writer) Abort() error {
+	if w.err != nil {
+		return nil
+	}
+	err := w.target.Abort()
+	w.err = errors.Join(errors.New("snapshot: aborted"), w.pages.Close())
+	return err
+}
+
+// index returns the place of a page of RAM in memory.
+func (w *Writer) index(gfn memory.GFN) uint64 {
+	if len(w.regions) > 1 && gfn >= w.regions[1].Start.GFN() {
+		return w.regions[0].Size/memory.PageSize + uint64(gfn-w.regions[1].Start.GFN())
+	}
+	return uint64(gfn - w.regions[0].Start.GFN())
+}
+
+// AddPages stores pages early, while the guest may be writing them: what is in
+// [Capture.Dirty] later is stored again. Pages may be added more than once.
+func (w *Writer) AddPages(ctx context.Context, pages *memory.PageSet) error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.store(ctx, pages); err != nil {
+		return w.fail("store pages", err)
+	}
+	return nil
+}
+
+// Commit makes the snapshot whole: digests, fsync, manifest, name. The VM may
+// run. It returns the identity.
+func (w *Writer) Commit(ctx context.Context, sections []Section) (ID, error) {
+	if w.err != nil {
+		return ID{}, w.err
+	}
+	id, err := w.commit(ctx, sections)
+	if err != nil {
+		return ID{}, w.fail("complete", err)
+	}
+	w.err = errors.New("snapshot: it is complete")
+	return id, nil
+}
+
+func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
+	if w.capture == nil {
+		return ID{}, errors.New("nothing was captured")
+	}
+	p, err := w.pageMap(ctx)
+	if err != nil {
+		return ID{}, err
+	}
+	if err := w.trim(p); err != nil {
+		return ID{}, err
+	}
+	if err := errors.Join(w.pages.Sync(), w.pages.Close()); err != nil {
+		return ID{}, err
+	}
+	m := w.manifest()
+	m.Holds = holdsOf(p.runs)
+	m.Pages = File{Size: p.pagesSize, Digest: p.slotDigest()}
+	if m.PageMap, err = w.file(pageMapName, p.encode()); err != nil {
+		return ID{}, err
+	}
+	for _, s := range sections {
+		if err := checkSection(s.Name, uint64(len(s.Bytes))); err != nil {
+			return ID{}, err
+		}
+		f, err := w.file(sectionsName+"/"+s.Name, s.Bytes)
+		if err != nil {
+			return ID{}, err
+		}
+		m.Sections = append(m.Sections, SectionFile{Name: s.Name, Version: s.Version, File: f})
+	}
+	if err := m.check(); err != nil {
+		return ID{}, err
+	}
+	b, id, err := m.encode()
+	if err != nil {
+		return ID{}, err
+	}
+	if _, err := w.file(manifestName, b); err != nil {
+		return ID{}, err
+	}
+	if ctx.Err() != nil {
+		return ID{}, context.Cause(ctx)
+	}
+	return id, w.target.Commit()
+}
+
+// file writes a file of the snapshot for good.
+func (w *Writer) file(name string, b []byte) (File, error) {
+	f, err := w.target.Create(name)
+	if err != nil {
+		return File{}, err
+	}
+	_, err = f.Write(b)
+	return File{Size: uint64(len(b)), Digest: digestOf(b)}, errors.Join(err, f.Sync(), f.Close())
+}
+
+// manifest returns what is known from the start.
+func (w *Writer) manifest() *Manifest {
+	m := &Manifest{
+		Format: Format, Ditto: w.o.Ditto, Created: w.o.Created.UTC(), Config: w.o.Config,
+		Memory: Memory{Size: w.o.Space.Size()}, Compression: w.o.Compression,
+		Layers: []Layer{}, Sections: []SectionFile{},
+	}
+	for _, r := range w.regions {
+		m.Memory.Regions = append(m.Memory.Regions, Range{Start: uint64(r.Start), Size: r.Size})
+	}
+	for _, l := range w.o.Layers {
+		m.Layers = append(m.Layers, l.Layer)
+	}
+	if p := w.o.Parent; p != nil {
+		m.Parent = &Parent{ID: p.id, Path: w.o.ParentPath, Depth: p.m.Depth() + 1}
+	}
+	return m
+}
+
+// holdsOf adds up the runs.
+func holdsOf(runs []Run) Holds {
+	var h Holds
+	for _, r := range runs {
+		bytes := r.Pages * memory.PageSize
+		switch r.Kind {
+		case Zero:
+			h.Zero += bytes
+		case Block:
+			h.Blocks += bytes
+		case Page:
+			h.Duplicate += bytes
+		case FromParent:
+			h.Parent += bytes
+		case Unique:
+			h.Unique += bytes
+		}
+	}
+	return h
+}
+
+// encoder returns a zstd encoder for one goroutine.
+func (w *Writer) encoder() (*zstd.Encoder, error) {
+	if e, ok := w.encoders.Get().(*zstd.Encoder); ok {
+		return e, nil
+	}
+	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(framePages*memory.PageSize))
+}
