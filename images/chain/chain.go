@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"ditto.vm/images/disk"
 	"ditto.vm/images/qcow2"
@@ -12,16 +13,22 @@ import (
 // Chain is an open disk. It implements disk.Image.
 type Chain struct {
 	options Options
-	probed  bool     // the top's format was found by content
-	layers  []*Layer // the top first
+	probed  bool // the top's format was found by content
+	newest  atomic.Pointer[Layer]
 }
 
 var _ disk.Image = (*Chain)(nil)
 
-func (c *Chain) top() *Layer { return c.layers[0] }
+func (c *Chain) top() *Layer { return c.newest.Load() }
 
-// Layers returns the layers, the top first. The slice is the caller's.
-func (c *Chain) Layers() []*Layer { return append([]*Layer(nil), c.layers...) }
+// Layers returns the layers, the top first.
+func (c *Chain) Layers() []*Layer {
+	var out []*Layer
+	for l := c.top(); l != nil; l = l.below {
+		out = append(out, l)
+	}
+	return out
+}
 
 // Path is how the top's file was named.
 func (c *Chain) Path() string { return c.top().Path() }
@@ -38,7 +45,7 @@ func (c *Chain) ReadOnly() bool { return c.options.ReadOnly }
 // BlockSize implements disk.Image: what every layer can do.
 func (c *Chain) BlockSize() int {
 	n := 0
-	for _, l := range c.layers {
+	for _, l := range c.Layers() {
 		n = max(n, l.file.BlockSize())
 	}
 	return n
@@ -74,74 +81,41 @@ func (c *Chain) WriteAtv(bufs [][]byte, offset int64) error {
 	if c.disguises(bufs, offset) {
 		return errDisguise
 	}
-	if c.top().image == nil {
-		return c.top().file.WriteAtv(bufs, offset)
-	}
-	return c.writeAtv(bufs, offset, c.options.Cache == disk.CacheWritethrough)
-}
-
-// writeAtv writes to a qcow2 top.
-func (c *Chain) writeAtv(bufs [][]byte, offset int64, sync bool) error {
-	err := c.top().image.WriteAtv(bufs, offset)
-	if err == nil && sync {
-		err = c.top().image.Flush()
-	}
-	return err
+	return c.top().writeAtv(bufs, offset, c.options.Cache == disk.CacheWritethrough)
 }
 
 // Flush implements disk.Image.
-func (c *Chain) Flush() error {
-	if c.top().image == nil {
-		return c.top().file.Flush()
-	}
-	return c.top().image.Flush()
-}
+func (c *Chain) Flush() error { return c.top().flush() }
 
 // Discard implements disk.Image.
-func (c *Chain) Discard(offset, n int64) error {
-	if c.top().image == nil {
-		return c.top().file.Discard(offset, n)
-	}
-	return c.top().image.Discard(offset, n)
-}
+func (c *Chain) Discard(offset, n int64) error { return c.top().discard(offset, n) }
 
 // WriteZeroes implements disk.Image.
 func (c *Chain) WriteZeroes(offset, n int64, unmap bool) error {
-	if c.top().image == nil {
-		return c.top().file.WriteZeroes(offset, n, unmap)
-	}
-	err := c.top().image.WriteZeroes(offset, n, unmap)
+	err := c.top().writeZeroes(offset, n, unmap)
 	if err == nil && c.options.Cache == disk.CacheWritethrough {
-		err = c.top().image.Flush()
+		err = c.top().flush()
 	}
 	return err
 }
 
 // Resize gives the disk another size, in bytes. A qcow2 top can only grow.
-func (c *Chain) Resize(size int64) error {
-	if c.top().image == nil {
-		return c.top().file.Resize(size)
-	}
-	return named(c.top().image.Resize(size), c.Path())
-}
+func (c *Chain) Resize(size int64) error { return c.top().resize(size) }
 
 // Close implements disk.Image. A top that was written is marked as closed
 // properly.
-func (c *Chain) Close() error { return c.closeLayers() }
-
-func (c *Chain) closeLayers() error {
+func (c *Chain) Close() error {
 	var errs []error
-	for _, l := range c.layers {
+	for _, l := range c.Layers() {
 		errs = append(errs, l.close())
 	}
-	c.layers = c.layers[:1]
 	return errors.Join(errs...)
 }
 
 // String lists the files, the top first.
 func (c *Chain) String() string {
 	var b strings.Builder
-	for i, l := range c.layers {
+	for i, l := range c.Layers() {
 		if i > 0 {
 			b.WriteString(" on ")
 		}

@@ -17,6 +17,8 @@ type Layer struct {
 	file  *disk.Raw
 	image *qcow2.File // nil for raw
 	below *Layer      // nil at the bottom
+
+	thawable bool // it was written until another was stacked on it
 }
 
 // attach stacks the layer on another.
@@ -159,6 +161,40 @@ func stampOf(f *disk.Raw) (layer.Stamp, error) {
 		return layer.Stamp{}, err
 	}
 	return layer.Stamp{Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano(), Device: st.Dev, Inode: st.Ino}, nil
+}
+
+// writeAtv writes bufs at offset; with sync it returns when they are stable.
+func (l *Layer) writeAtv(bufs [][]byte, offset int64, sync bool) error {
+	if l.image == nil {
+		// In writethrough mode it is stable anyway.
+		return l.file.WriteAtv(bufs, offset)
+	}
+	err := l.image.WriteAtv(bufs, offset)
+	if err == nil && sync {
+		err = l.image.Flush()
+	}
+	return err
+}
+
+func (l *Layer) flush() error {
+	if l.image == nil {
+		return l.file.Flush()
+	}
+	return l.image.Flush()
+}
+
+func (l *Layer) discard(offset, n int64) error {
+	if l.image == nil {
+		return l.file.Discard(offset, n)
+	}
+	return l.image.Discard(offset, n)
+}
+
+func (l *Layer) writeZeroes(offset, n int64, unmap bool) error {
+	if l.image == nil {
+		return l.file.WriteZeroes(offset, n, unmap)
+	}
+	return l.image.WriteZeroes(offset, n, unmap)
 }
 
 func (l *Layer) close() error {

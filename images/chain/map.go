@@ -23,7 +23,7 @@ type Extent struct {
 // Map tells where the disk's bytes at offset are, for n bytes at most; the
 // next range may be of the same kind. It waits for metadata.
 func (c *Chain) Map(offset, n int64) (Extent, error) {
-	return c.layers[0].find(offset, n)
+	return c.top().find(offset, n)
 }
 
 // find looks through the layer and those below.

@@ -43,17 +43,16 @@ func Open(path string, o Options) (*Chain, error) {
 		return nil, err
 	}
 	c := &Chain{options: o, probed: o.Format == Probe}
-	c.layers = []*Layer{top}
-	if err := c.openBelow(); err != nil {
-		return nil, errors.Join(err, c.closeLayers())
+	c.newest.Store(top)
+	if err := c.openBelow(top); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
 // openBelow opens what the last layer is stacked on, down to the bottom.
-func (c *Chain) openBelow() error {
-	for {
-		last := c.layers[len(c.layers)-1]
+func (c *Chain) openBelow(last *Layer) error {
+	for depth := 1; ; depth++ {
 		name, format := last.backing()
 		if name == "" {
 			return nil
@@ -62,20 +61,21 @@ func (c *Chain) openBelow() error {
 		if err != nil {
 			return err
 		}
-		if len(c.layers) >= MaxDepth {
+		if depth >= MaxDepth {
 			return &disk.Error{Path: last.Path(), Reason: fmt.Sprintf("is on more than %d layers", MaxDepth), Cure: "merge some with 'ditto image commit'"}
 		}
 		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, below: true})
 		if err != nil {
 			return fmt.Errorf("below %s: %w", last.Path(), err)
 		}
-		c.layers = append(c.layers, below)
-		for _, l := range c.layers[:len(c.layers)-1] {
+		for l := c.top(); l != nil; l = l.below {
 			if l.same(below) {
+				_ = below.close() // it was opened for reading
 				return &disk.Error{Path: path, Reason: "is below itself", Cure: "give one of the images another backing file with 'qemu-img rebase -u'"}
 			}
 		}
 		last.attach(below)
+		last = below
 	}
 }
 
@@ -157,6 +157,13 @@ func (l *Layer) backing() (name string, format Format) {
 	return h.BackingFile, Format(h.BackingFormat)
 }
 
+// protocol reports whether QEMU would take a name for something else than a
+// path.
+func protocol(name string) bool {
+	scheme, _, ok := strings.Cut(name, ":")
+	return ok && !strings.Contains(scheme, "/")
+}
+
 // resolve turns the name of a backing file into a path: relative to the image
 // that names it.
 func (l *Layer) resolve(name string, format Format) (string, error) {
@@ -167,7 +174,7 @@ func (l *Layer) resolve(name string, format Format) (string, error) {
 		}
 	}
 	name = strings.TrimPrefix(name, "file:")
-	if protocol, _, ok := strings.Cut(name, ":"); ok && !strings.Contains(protocol, "/") {
+	if protocol(name) {
 		return "", &disk.Error{
 			Path: l.Path(), Reason: fmt.Sprintf("has the backing file %q, which is not a path", name),
 			Cure: "give it one with 'qemu-img rebase -u', with ./ before a name that holds a colon",

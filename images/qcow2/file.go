@@ -40,7 +40,7 @@ type File struct {
 	limbo   limbo
 	broken  error // writing is over
 
-	writable  bool
+	writable  atomic.Bool
 	marked    atomic.Bool // the dirty bit is set in the file
 	unflushed atomic.Bool // there is metadata to write
 	busy      atomic.Bool // a flush is writing metadata
@@ -69,8 +69,9 @@ func Open(s Storage, o Options) (*File, error) {
 	}
 	f := &File{
 		s: s, h: *h, pages: newPageCache(h.ClusterSize()), loading: map[int64]chan struct{}{},
-		dirtyL1: map[int]struct{}{}, dirtyRT: map[int]struct{}{}, writable: !o.ReadOnly,
+		dirtyL1: map[int]struct{}{}, dirtyRT: map[int]struct{}{},
 	}
+	f.writable.Store(!o.ReadOnly)
 	f.size.Store(h.Size)
 	f.ranges.changed.L = &f.ranges.mu
 	if f.l1, err = readTable(s, h.l1Offset, h.l1Entries); err != nil {
@@ -81,7 +82,7 @@ func Open(s Storage, o Options) (*File, error) {
 			return nil, refusal(cureDamaged, "entry %d of its L1 table, %#x, is invalid", i, e)
 		}
 	}
-	if f.writable {
+	if f.writable.Load() {
 		if err := f.openWritable(); err != nil {
 			return nil, err
 		}
@@ -186,7 +187,7 @@ func (f *File) SetBacking(b Backing) { f.backing = b }
 func (f *File) Size() int64 { return f.size.Load() }
 
 // ReadOnly reports that writes fail.
-func (f *File) ReadOnly() bool { return !f.writable }
+func (f *File) ReadOnly() bool { return !f.writable.Load() }
 
 // errReadOnly is a write to an image that was opened for reading.
 var errReadOnly = errors.New("qcow2 image is open for reading only")
@@ -199,7 +200,7 @@ func (f *File) check(offset, n int64, write bool) error {
 	if !write {
 		return nil
 	}
-	if !f.writable {
+	if !f.writable.Load() {
 		return errReadOnly
 	}
 	f.mu.Lock()
@@ -280,7 +281,7 @@ func (f *File) checkTarget(e uint64) error {
 // damaged ends writing because of what was found, and says so in the file.
 // Preconditions: mu is held.
 func (f *File) damaged(err error) error {
-	if !f.writable || f.broken != nil {
+	if !f.writable.Load() || f.broken != nil {
 		return err
 	}
 	f.broken = err
@@ -294,7 +295,7 @@ func (f *File) damaged(err error) error {
 
 // Close flushes. The image is marked as closed properly if it is.
 func (f *File) Close() error {
-	if !f.writable {
+	if !f.writable.Load() {
 		return nil
 	}
 	return f.Freeze()
@@ -317,12 +318,15 @@ func (f *File) Freeze() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.writable = false
+	f.writable.Store(false)
 	if err == nil {
 		err = f.broken
 	}
 	return err
 }
+
+// Thaw lets a frozen image be written again. Nobody else may have written it.
+func (f *File) Thaw() { f.writable.Store(true) }
 
 // setDirtyBit changes the dirty bit in the file. Images of version 2 have none.
 func (f *File) setDirtyBit(dirty bool) error {

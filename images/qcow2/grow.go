@@ -106,7 +106,7 @@ func (f *File) abandon(offset, clusters int64) {
 func (f *File) Resize(size int64) error {
 	old := f.Size()
 	switch {
-	case !f.writable:
+	case !f.writable.Load():
 		return errReadOnly
 	case size%disk.SectorSize != 0:
 		return refusal("round it up", "a size of %d bytes is not a multiple of %d", size, disk.SectorSize)

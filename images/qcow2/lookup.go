@@ -1,23 +1,23 @@
 package qcow2
 
-// A pin keeps every cluster that a lookup finds from being used for something
+// Pin keeps every cluster that a lookup finds from being used for something
 // else, until it is given back.
-type pin uint64
+type Pin uint64
 
 // Begin returns a pin. Take it before the lookup.
-func (f *File) Begin() pin {
+func (f *File) Begin() Pin {
 	for {
 		epoch := f.epoch.Load()
 		f.pins[epoch&1].Add(1)
 		if f.epoch.Load() == epoch {
-			return pin(epoch & 1)
+			return Pin(epoch & 1)
 		}
 		f.pins[epoch&1].Add(-1)
 	}
 }
 
 // End gives a pin back when the I/O is done.
-func (f *File) End(p pin) { f.pins[p].Add(-1) }
+func (f *File) End(p Pin) { f.pins[p].Add(-1) }
 
 // Map returns the extent at offset, at most n bytes of it. The same kind may
 // go on behind it.
