@@ -79,7 +79,7 @@ func (o *Options) complete() error {
 	o.CacheDir = orDefault(o.CacheDir, cache.Dir())
 	o.Label = orDefault(o.Label, "rootfs")
 	o.Hostname = orDefault(o.Hostname, "debian")
-	o.KernelArgs = orDefault(o.KernelArgs, "console=ttyS0")
+	o.KernelArgs = orDefault(o.KernelArgs, "quiet console=ttyS0")
 	for _, p := range append(slices.Clone(o.Packages), o.Kernel) {
 		if p != "" && !packageRE().MatchString(p) {
 			return fmt.Errorf("%q is not the name of a package", p)

@@ -34,8 +34,8 @@ func LabPackages() []LabPackage {
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./internal/namestest"},             // names under nested page tables
-		{Path: "./vmm"},
 		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
+		{Path: "./vmm"},
 		{Path: "./internal/e2e/storage"},
 	}
 }
