@@ -30,7 +30,7 @@ type Options struct {
 	// or "linux-image-cloud-amd64/bookworm-backports"; "" installs none.
 	Kernel string
 	// KernelArgs are what the boot menu appends for Kernel besides root=.
-	// "" means "console=ttyS0".
+	// "" means "quiet console=ttyS0".
 	KernelArgs string
 	// SizeBytes is the size of the disk; 0 leaves 512 MiB free.
 	SizeBytes int64

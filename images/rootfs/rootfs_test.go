@@ -80,7 +80,7 @@ func TestConfigure(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"etc/shadow": "root::19000:0:99999:7:::\ndaemon:*:", "etc/hostname": "debian\n", "etc/fstab": "LABEL=rootfs / ext4",
-		"boot/grub/grub.cfg": "linux /boot/vmlinuz-6.1.0-x root=LABEL=rootfs ro console=ttyS0\n",
+		"boot/grub/grub.cfg": "linux /boot/vmlinuz-6.1.0-x root=LABEL=rootfs ro quiet console=ttyS0\n",
 		"etc/systemd/system/serial-getty@.service.d/autologin.conf": "--autologin root",
 	} {
 		b, err := os.ReadFile(filepath.Join(root, name))
