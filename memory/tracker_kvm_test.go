@@ -23,7 +23,11 @@ type fakeKVM struct {
 	slots  map[uint32]*fakeSlot
 	ring   []fakeEntry
 	full   func() // called by a write that finds no room in the ring
-	rings  bool
+	// cutShort makes every other reset end early, with its last page counted
+	// and not protected, as Linux does when a signal is pending.
+	cutShort bool
+	resets   int
+	rings    bool
 }
 
 type fakeSlot struct {
@@ -113,17 +117,23 @@ func (k *fakeKVM) Harvest(visit func(slot uint32, page uint64)) int {
 func (k *fakeKVM) ResetDirtyRings() (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.fail != nil {
+		return 0, k.fail
+	}
 	var left []fakeEntry
-	for _, e := range k.ring {
-		if e.harvested {
-			k.slots[e.slot].protected[e.page] = true
-		} else {
+	k.resets++
+	cut := k.cutShort && k.resets%2 == 0
+	for i, e := range k.ring {
+		switch last := cut && i == len(k.ring)/2; {
+		case !e.harvested, cut && i > len(k.ring)/2:
 			left = append(left, e)
+		case !last:
+			k.slots[e.slot].protected[e.page] = true
 		}
 	}
 	n := len(k.ring) - len(left)
 	k.ring = left
-	return n, k.fail
+	return n, nil
 }
 
 // guestWrite writes a byte as a vCPU does.
@@ -234,6 +244,38 @@ func TestKVMTrackersFollow(t *testing.T) {
 				t.Error("logging is still on after Close")
 			}
 		})
+	}
+}
+
+// TestKVMRingCutShort: a reset that ends early costs reports of pages that were
+// not written, and hides none that was.
+func TestKVMRingCutShort(t *testing.T) {
+	s := newSpace(t, memory.Config{Size: 8*frame + 5*page, HugePages: memory.HugePagesOff})
+	k, tr := openFake(t, memory.TrackerKVMRing, s)
+	m, err := trackertest.NewMirror(s, tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.cutShort = true
+	rng := rand.New(rand.NewPCG(6, 6))
+	cut := 0
+	for round := range 100 {
+		for range rng.IntN(200) {
+			k.guestWrite(memory.GPA(rng.Uint64N(40)) * page)
+		}
+		got, err := m.Round(memory.Rearm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Count() > 40 {
+			cut++
+		}
+		if err := m.Check(); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if cut == 0 || k.resets < 100 {
+		t.Errorf("%d resets, %d rounds with one that was cut short: shows nothing", k.resets, cut)
 	}
 }
 

@@ -6,7 +6,8 @@ import "fmt"
 // satisfies it.
 type RingLog interface {
 	SlotLogger
-	// ResetDirtyRings protects again what was harvested (KVM API 8.29).
+	// ResetDirtyRings protects again what was harvested and returns how many
+	// entries that were (KVM API 8.29).
 	ResetDirtyRings() (int, error)
 }
 
@@ -31,8 +32,11 @@ type KVMRing struct {
 	slotTracker
 	log RingLog
 
-	rings     []DirtyRing // emptied one at a time, under mu
-	harvested bool        // entries that are not reset yet; guarded by mu
+	rings []DirtyRing // emptied one at a time, under mu
+	// Guarded by mu: entries that are not reset yet, and whether a reset ended
+	// before it was done, so that pages may have been left unprotected.
+	harvested int
+	cut       bool
 }
 
 // openKVMRing makes a tracker of the vCPUs' rings.
@@ -51,10 +55,19 @@ func (t *KVMRing) RingFull() error {
 	return t.drain()
 }
 
+// resetTries bounds how often a reset that ends early is tried again.
+const resetTries = 1000
+
 // drain moves what the rings hold to pending and arms it again.
+//
+// Since Linux 6.16 a reset ends early when a signal is pending. It returns what
+// it has taken out of the rings by then, and of that it does not protect the
+// last pages, up to 64 (kvm_dirty_ring_reset): nobody knows which. So the rest is
+// reset, without which a vCPU whose ring is full could not go on, and then
+// everything is protected anew.
 func (t *KVMRing) drain() error {
 	for _, ring := range t.rings {
-		n := ring.Harvest(func(slot uint32, page uint64) {
+		t.harvested += ring.Harvest(func(slot uint32, page uint64) {
 			for i := range t.space.regions {
 				r := &t.space.regions[i]
 				if r.Slot == slot && page < r.Size>>PageShift {
@@ -62,15 +75,45 @@ func (t *KVMRing) drain() error {
 				}
 			}
 		})
-		t.harvested = t.harvested || n > 0
 	}
-	if !t.harvested {
+	for try := 0; t.harvested > 0; try++ {
+		n, err := t.log.ResetDirtyRings()
+		if err != nil {
+			return fmt.Errorf("dirty ring: %w", err)
+		}
+		t.harvested -= n
+		t.cut = t.cut || t.harvested > 0
+		if try == resetTries {
+			return fmt.Errorf("dirty ring: %d entries are not reset", t.harvested)
+		}
+	}
+	if !t.cut {
 		return nil
 	}
-	if _, err := t.log.ResetDirtyRings(); err != nil {
-		return fmt.Errorf("dirty ring: %w", err)
+	if err := t.protectAll(); err != nil {
+		return fmt.Errorf("dirty ring: protect all pages: %w", err)
 	}
-	t.harvested = false
+	t.cut = false
+	return nil
+}
+
+// protectAll switches the logging of every region that is logged off and on,
+// which protects all of it. What was written meanwhile is not known.
+func (t *KVMRing) protectAll() error {
+	for i := range t.space.regions {
+		if !t.logging[i] {
+			continue
+		}
+		r := &t.space.regions[i]
+		p := part{region: r, index: i, Range: r.Range}
+		t.pending.Add(r.Start, r.Size)
+		if err := t.setLogging(p, false); err != nil {
+			return err
+		}
+		if err := t.setLogging(p, true); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

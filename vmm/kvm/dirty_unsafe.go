@@ -104,9 +104,15 @@ func (v *VM) EnableDirtyRings(entries uint32) error {
 }
 
 // ResetDirtyRings write-protects again what was harvested from all rings and
-// returns how many pages that were (KVM API 8.29).
-func (v *VM) ResetDirtyRings() (int, error) {
-	return ioctl("KVM_RESET_DIRTY_RINGS", v.fd, gokvm.IIO(nrResetDirtyRings), 0)
+// returns how many entries that were (KVM API 8.29). A call that a signal cuts
+// short leaves pages unprotected that it counts (Linux 6.16 and newer), so signals
+// wait until it is over; other work for the thread can still cut it short.
+func (v *VM) ResetDirtyRings() (n int, err error) {
+	err = withoutSignals(func() error {
+		n, err = ioctl("KVM_RESET_DIRTY_RINGS", v.fd, gokvm.IIO(nrResetDirtyRings), 0)
+		return err
+	})
+	return n, err
 }
 
 // DirtyRing is the mapped dirty ring of one vCPU. One goroutine at a time may
