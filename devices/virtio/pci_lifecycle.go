@@ -150,8 +150,9 @@ func (d *PCIDevice) Pause() {
 }
 
 // Resume goes on after Pause, or starts a device whose state was restored. A
-// restored device looks at every queue and interrupts for each once, because a
-// kick or an interrupt may have been lost on the way.
+// restored device looks at every queue and interrupts for each and for its
+// configuration once, because a kick or an interrupt may have been lost on the
+// way.
 func (d *PCIDevice) Resume() error {
 	d.lifecycle.Lock()
 	defer d.lifecycle.Unlock()
@@ -175,6 +176,7 @@ func (d *PCIDevice) Resume() error {
 			d.interrupt(i, 1)
 		}
 	}
+	d.interrupt(len(d.sizes), 2)
 	return nil
 }
 
