@@ -25,8 +25,17 @@ var (
 // needs rights is opened here: the caller may drop them before [VM.Start].
 // ctx bounds the making only.
 func New(ctx context.Context, cfg config.Config, opts Options) (*VM, error) {
+	m := prepare(cfg, opts)
+	if err := m.build(ctx, opts); err != nil {
+		return nil, errors.Join(err, m.cleanup.close())
+	}
+	return m, nil
+}
+
+// prepare makes a VM of which nothing is built.
+func prepare(cfg config.Config, opts Options) *VM {
 	m := &VM{
-		cfg: cfg, log: opts.Log, state: api.Created,
+		cfg: cfg, version: opts.Version, log: opts.Log, state: api.Created,
 		requests: make(chan request, 1),
 		ended:    make(chan struct{}),
 	}
@@ -34,10 +43,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (*VM, error) {
 		m.log = slog.New(slog.DiscardHandler)
 	}
 	m.log = m.log.With("vm", cfg.Name)
-	if err := m.build(ctx, opts); err != nil {
-		return nil, errors.Join(err, m.cleanup.close())
-	}
-	return m, nil
+	return m
 }
 
 func (m *VM) build(ctx context.Context, opts Options) error {
@@ -86,7 +92,8 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	return nil
 }
 
-// addMemory maps guest RAM.
+// addMemory maps guest RAM, and fills that of a restored VM before anything
+// touches it.
 func (m *VM) addMemory() error {
 	var err error
 	m.mem, err = memory.New(memory.Config{
@@ -98,6 +105,11 @@ func (m *VM) addMemory() error {
 		return fmt.Errorf("%w: %w", ErrNoMemory, err)
 	}
 	m.cleanup.add(m.mem.Close)
+	if m.saved != nil {
+		if err := m.saved.fill(m.mem); err != nil {
+			return fmt.Errorf("fill guest memory: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -156,12 +168,22 @@ func (m *VM) addVCPUs() error {
 		return err
 	}
 	m.cpuid = guestCPUID(supported, m.cfg.CPUs, m.sys.CheckExtension(kvm.CapTSCDeadlineTimer) != 0)
+	if m.saved != nil {
+		if m.cpuid, err = m.saved.prepareCPUs(m.cpuid, m.msrIndices); err != nil {
+			return err
+		}
+	}
 	for id := range m.cfg.CPUs {
 		k, err := m.kvm.CreateVCPU(id)
 		if err != nil {
 			return err
 		}
 		m.cleanup.add(k.Close)
+		if m.saved != nil {
+			if err := m.saved.setTSCKHz(k); err != nil {
+				return fmt.Errorf("vCPU %d: %w", id, err)
+			}
+		}
 		if err := initVCPU(k, vcpuCPUID(m.cpuid, id)); err != nil {
 			return fmt.Errorf("vCPU %d: %w", id, err)
 		}

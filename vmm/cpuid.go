@@ -14,7 +14,9 @@ const (
 	leafTopology       = 0xb
 	leafTopologyV2     = 0x1f
 	leafHypervisor     = 0x40000000
+	leafKVMFeatures    = 0x40000001
 	leafExtFeatures    = 0x80000001
+	leafExtPower       = 0x80000007
 	leafExtSizes       = 0x80000008
 	leafSVM            = 0x8000000a
 	leafCacheAMD       = 0x8000001d

@@ -29,6 +29,7 @@ type pciDevices struct {
 // virtioDevice is a virtio device on the bus.
 type virtioDevice struct {
 	*virtio.PCIDevice
+	dev      virtio.Device
 	info     api.Device
 	powerOn  virtio.PCIState
 	counters func(map[string]uint64) // adds the device's own, may be nil
@@ -133,7 +134,7 @@ func (m *VM) addVirtio(dev virtio.Device, info api.Device, threads int, counters
 	}
 	info.Kind = "virtio-" + dev.ID().String()
 	info.Address = fmt.Sprintf("0000:00:%02x.0", slot)
-	m.pci.devices = append(m.pci.devices, &virtioDevice{d, info, powerOn, counters})
+	m.pci.devices = append(m.pci.devices, &virtioDevice{d, dev, info, powerOn, counters})
 	m.pci.threads += threads
 	return nil
 }

@@ -11,8 +11,7 @@ import (
 // interrupts and doorbells stay.
 type resetState struct {
 	cpus  []*cpuState
-	chips []kvm.IRQChip
-	pit   kvm.PIT
+	chips *chipState
 }
 
 // captureReset reads the power-on state. Preconditions: no vCPU has run.
@@ -25,24 +24,10 @@ func (m *VM) captureReset() error {
 		s.msrs = withoutTime(s.msrs)
 		m.reset0.cpus = append(m.reset0.cpus, s)
 	}
-	for _, id := range []uint32{kvm.ChipPICMaster, kvm.ChipPICSlave, kvm.ChipIOAPIC} {
-		chip, err := m.kvm.IRQChip(id)
-		if err != nil {
-			return err
-		}
-		m.reset0.chips = append(m.reset0.chips, chip)
-	}
 	var err error
-	m.reset0.pit, err = m.kvm.PIT()
+	m.reset0.chips, err = captureChips(m.kvm)
 	return err
 }
 
 // applyVM resets what belongs to no vCPU.
-func (r *resetState) applyVM(vm *kvm.VM) error {
-	for _, chip := range r.chips {
-		if err := vm.SetIRQChip(chip); err != nil {
-			return err
-		}
-	}
-	return vm.SetPIT(r.pit)
-}
+func (r *resetState) applyVM(vm *kvm.VM) error { return r.chips.apply(vm) }

@@ -27,16 +27,19 @@ type Options struct {
 	Console io.Writer
 	// NetLog receives what the user-mode network logs, nil for nothing.
 	NetLog io.Writer
+	// Version of ditto, which saved states carry for people.
+	Version string
 }
 
 // VM is one virtual machine. Its methods may be called from any goroutine.
 type VM struct {
-	cfg  config.Config
-	log  *slog.Logger
-	sys  *kvm.System
-	kvm  *kvm.VM
-	mem  *memory.Space
-	irqs *interrupts
+	cfg     config.Config
+	version string // of ditto
+	log     *slog.Logger
+	sys     *kvm.System
+	kvm     *kvm.VM
+	mem     *memory.Space
+	irqs    *interrupts
 
 	ports, mmio devices.Bus
 	unclaimed   atomic.Uint64 // accesses that no device answered
@@ -70,7 +73,8 @@ type VM struct {
 	loaded    *boot.Loaded
 	exit      Exit
 	resets    int
-	endReason *Exit // set by the first request to end
+	endReason *Exit       // set by the first request to end
+	saved     *savedState // what a restored VM begins with; nil once it ran
 
 	pauseCalls int // of Pause
 	resumes    int
@@ -210,8 +214,15 @@ func (m *VM) resume(ctx context.Context) error {
 	default:
 		return fmt.Errorf("resume: VM is %s: %w", m.state, api.ErrWrongState)
 	}
+	if err := m.firstResume(ctx); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
 	if err := m.pci.resume(); err != nil {
 		return fmt.Errorf("resume: %w", err)
+	}
+	if m.saved != nil {
+		m.pci.announce()
+		m.saved = nil
 	}
 	for _, c := range m.vcpus {
 		if err := c.do(ctx, c.kvm.KVMClockCtrl); err != nil {
