@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,6 +73,34 @@ func (d *devices) work(stop <-chan struct{}) {
 			d.t.Error(err)
 			return
 		}
+	}
+}
+
+// shakeEvery is often enough to meet every kind of call, and leaves a small
+// machine time for the rest.
+const shakeEvery = 200 * time.Microsecond
+
+// shake sends signals to every thread of the process until it is told to stop.
+// They are those with which the Go scheduler interrupts goroutines, and it ignores
+// those that it did not send.
+func shake(t *testing.T, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, thread := range threads {
+			if tid, err := strconv.Atoi(thread.Name()); err == nil {
+				_ = unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)
+			}
+		}
+		time.Sleep(shakeEvery)
 	}
 }
 

@@ -25,7 +25,7 @@ func TestLabTrackers(t *testing.T) {
 
 // proveTrackers follows a machine whose vCPU writes at full speed, while the VMM
 // writes, the balloon takes pages, and files are read past the page cache into
-// the same large frames.
+// the same large frames, and while signals interrupt every call to the kernel.
 func proveTrackers(t *testing.T, id string) {
 	checks, pages := 0, uint64(0)
 	for _, kind := range kinds {
@@ -59,6 +59,7 @@ func followGuest(t *testing.T, kind memory.TrackerKind, huge memory.HugePages, o
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { devices.work(stop) })
+	wg.Go(func() { shake(t, stop) })
 	last := uint64(0)
 	for n := range trackerRounds() {
 		mode := memory.Rearm
