@@ -105,15 +105,24 @@ func Decode(s Section, m proto.Message) error {
 // check refuses what cannot be a section of this ditto.
 func (s *Section) check() error {
 	k, ok := kindOf(s.Name)
-	switch {
-	case !ok:
+	if !ok {
 		return &Error{s.Name, errors.New("not known here; it is of a newer ditto or of none")}
+	}
+	if err := s.fits(k); err != nil {
+		return &Error{s.Name, err}
+	}
+	return nil
+}
+
+// fits checks version and size.
+func (s *Section) fits(k kind) error {
+	switch {
 	case s.Version > k.version:
-		return &Error{s.Name, fmt.Errorf("version %d, this ditto reads up to %d: %w", s.Version, k.version, ErrNewer)}
+		return fmt.Errorf("version %d, this ditto reads up to %d: %w", s.Version, k.version, ErrNewer)
 	case s.Version == 0 || s.Version+1 < k.version:
-		return &Error{s.Name, fmt.Errorf("version %d is too old, this ditto reads %d and the one before", s.Version, k.version)}
+		return fmt.Errorf("version %d is too old, this ditto reads %d and the one before", s.Version, k.version)
 	case len(s.Bytes) > k.limit:
-		return &Error{s.Name, fmt.Errorf("%d bytes are more than %d", len(s.Bytes), k.limit)}
+		return fmt.Errorf("%d bytes are more than %d", len(s.Bytes), k.limit)
 	}
 	return nil
 }

@@ -4,8 +4,8 @@
 // 	protoc        v3.21.12
 // source: state.proto
 
-// The state of a virtual machine apart from the pages of its memory. Each
-// message below the first comment of its kind is the content of one section.
+// The state of a virtual machine apart from the pages of its memory. A
+// section holds one message; which, its comment says.
 
 package state
 
@@ -33,9 +33,7 @@ type Machine struct {
 	Ram     []*MemoryRange `protobuf:"bytes,3,rep,name=ram,proto3" json:"ram,omitempty"`
 	// What the guest can see of the configuration, one fact a line. A machine
 	// that the state is restored into has the same facts in the same order.
-	Facts []string `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"`
-	// The sections of devices that follow, in the order of their PCI slots.
-	Devices       []string `protobuf:"bytes,5,rep,name=devices,proto3" json:"devices,omitempty"`
+	Facts         []string `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -94,13 +92,6 @@ func (x *Machine) GetRam() []*MemoryRange {
 func (x *Machine) GetFacts() []string {
 	if x != nil {
 		return x.Facts
-	}
-	return nil
-}
-
-func (x *Machine) GetDevices() []string {
-	if x != nil {
-		return x.Devices
 	}
 	return nil
 }
@@ -1258,9 +1249,11 @@ func (x *Queue) GetVector() uint32 {
 }
 
 type Block struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Writeback     bool                   `protobuf:"varint,1,opt,name=writeback,proto3" json:"writeback,omitempty"`
-	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"` // bytes
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Writeback bool                   `protobuf:"varint,1,opt,name=writeback,proto3" json:"writeback,omitempty"`
+	// What the guest knows of the disk, in bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	BlockSize     uint32 `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1305,6 +1298,13 @@ func (x *Block) GetWriteback() bool {
 func (x *Block) GetSize() uint64 {
 	if x != nil {
 		return x.Size
+	}
+	return 0
+}
+
+func (x *Block) GetBlockSize() uint32 {
+	if x != nil {
+		return x.BlockSize
 	}
 	return 0
 }
@@ -1541,13 +1541,12 @@ var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
 	"\n" +
-	"\vstate.proto\x12\vditto.state\"\x95\x01\n" +
+	"\vstate.proto\x12\vditto.state\"{\n" +
 	"\aMachine\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12*\n" +
 	"\x03ram\x18\x03 \x03(\v2\x18.ditto.state.MemoryRangeR\x03ram\x12\x14\n" +
-	"\x05facts\x18\x04 \x03(\tR\x05facts\x12\x18\n" +
-	"\adevices\x18\x05 \x03(\tR\adevices\"7\n" +
+	"\x05facts\x18\x04 \x03(\tR\x05facts\"7\n" +
 	"\vMemoryRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\"u\n" +
@@ -1652,10 +1651,12 @@ const file_state_proto_rawDesc = "" +
 	"next_avail\x18\x05 \x01(\rR\tnextAvail\x12\x1b\n" +
 	"\tnext_used\x18\x06 \x01(\rR\bnextUsed\x12\x18\n" +
 	"\aenabled\x18\a \x01(\bR\aenabled\x12\x16\n" +
-	"\x06vector\x18\b \x01(\rR\x06vector\"9\n" +
+	"\x06vector\x18\b \x01(\rR\x06vector\"X\n" +
 	"\x05Block\x12\x1c\n" +
 	"\twriteback\x18\x01 \x01(\bR\twriteback\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x04R\x04size\"\xfd\x01\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1d\n" +
+	"\n" +
+	"block_size\x18\x03 \x01(\rR\tblockSize\"\xfd\x01\n" +
 	"\x03Net\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x1a\n" +
 	"\boffloads\x18\x02 \x01(\x06R\boffloads\x12\x1a\n" +

@@ -14,9 +14,6 @@ import (
 	"ditto.vm/memory"
 )
 
-// maxQueueMessages bounds the queues of a section before any is converted.
-const maxQueueMessages = virtio.MaxQueues
-
 // NewVirtio writes down a virtio function without what its type adds.
 func NewVirtio(id virtio.ID, s virtio.PCIState) *Virtio {
 	x := &Virtio{
@@ -56,8 +53,8 @@ func (x *Virtio) State(id virtio.ID) (virtio.PCIState, error) {
 	}
 	n.fill("configuration space", s.Endpoint.Config[:], x.GetConfig())
 	s.Endpoint.MSIX = &pci.MSIXState{Table: x.GetMsixTable(), Pending: x.GetMsixPending()}
-	if len(x.GetQueues()) > maxQueueMessages {
-		n.failed("%d queues, more than %d", len(x.GetQueues()), maxQueueMessages)
+	if len(x.GetQueues()) > virtio.MaxQueues {
+		n.failed("%d queues, more than %d", len(x.GetQueues()), virtio.MaxQueues)
 		return s, n.err
 	}
 	for _, q := range x.GetQueues() {
@@ -73,9 +70,10 @@ func (x *Virtio) State(id virtio.ID) (virtio.PCIState, error) {
 	return s, n.err
 }
 
-// NewBlock writes down what a disk adds; size is the guest's, in bytes.
-func NewBlock(s blk.State, size int64) *Block {
-	return &Block{Writeback: s.Writeback, Size: uint64(size)}
+// NewBlock writes down what a disk adds, with its sizes as the guest knows them,
+// in bytes.
+func NewBlock(s blk.State, size int64, blockSize int) *Block {
+	return &Block{Writeback: s.Writeback, Size: uint64(size), BlockSize: uint32(blockSize)}
 }
 
 // State returns what a disk is given.
