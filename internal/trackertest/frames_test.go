@@ -105,7 +105,12 @@ func (g *frameGuest) operate() {
 func (g *frameGuest) settleAll() {
 	g.t.Helper()
 	for gpa := g.working.Start; gpa < g.working.End(); gpa += frame {
-		g.frames.Settle(memory.Range{Start: gpa, Size: frame}, memory.ReasonShared)
+		r := memory.Range{Start: gpa, Size: frame}
+		g.frames.Settle(r, memory.ReasonShared)
+		// The guest's next write would break one that is large, but armed.
+		if err := g.Tracker.Disarm(r); err != nil {
+			g.t.Error(err)
+		}
 		err := memory.ErrFrameBusy
 		for try := 0; errors.Is(err, memory.ErrFrameBusy) && try < 100; try++ {
 			err = g.frames.Collapse(gpa, frame/page)
