@@ -113,7 +113,7 @@ func (v *verifying) pages(ctx context.Context) error {
 	}()
 	return parallel(ctx, v.o.Workers, len(units), func(_ context.Context, w, i int) error {
 		if readers[w] == nil {
-			readers[w], buffers[w] = s.NewReader(), make([]byte, unitPages*memory.PageSize)
+			readers[w], buffers[w] = s.NewReader(), make([]byte, min(each, uint64(len(s.p.digests)))*memory.PageSize)
 		}
 		bytes := units[i].Pages * memory.PageSize
 		if s.p.compressed() {
