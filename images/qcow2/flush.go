@@ -43,7 +43,11 @@ func (f *File) flush() error {
 	f.busy.Store(true)
 	defer f.busy.Store(false)
 	if !f.marked.Load() {
+		// Stable before anything can leak, so that it is found.
 		if err := f.setDirtyBit(true); err != nil {
+			return err
+		}
+		if err := f.s.Flush(); err != nil {
 			return err
 		}
 	}
