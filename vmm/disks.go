@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"ditto.vm/devices/virtio/blk"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
@@ -26,7 +27,7 @@ func (r diskReader) ReadAt(p []byte, offset int64) (int, error) {
 
 // vmDisk is a disk of the machine.
 type vmDisk struct {
-	image *disk.Raw
+	image *chain.Chain
 	dev   *blk.Device
 }
 
@@ -71,9 +72,9 @@ func (m *VM) ResizeDisk(n int, bytes uint64) error {
 	return err
 }
 
-// addDisk opens a disk image, takes its lock and puts it on the bus.
+// addDisk opens a disk image and what it is stacked on, takes their locks and puts it on the bus.
 func (m *VM) addDisk(i int, d config.Disk) error {
-	image, err := disk.Open(d.Path, disk.Options{ReadOnly: d.ReadOnly, Cache: d.Cache})
+	image, err := chain.Open(d.Path, chain.Options{ReadOnly: d.ReadOnly, Cache: d.Cache, Format: d.Format})
 	if err != nil {
 		return err // it names the disk
 	}

@@ -5,13 +5,16 @@ import (
 	"strconv"
 	"strings"
 
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 )
 
 // Disk is one virtio block device.
 type Disk struct {
-	// Path is a raw image or a block device.
+	// Path is a raw or qcow2 image, or a block device.
 	Path string `json:"path"`
+	// Format is how the disk is stored, found by its content if empty.
+	Format chain.Format `json:"format,omitempty"`
 	// ReadOnly opens the image for reading and tells the guest so.
 	ReadOnly bool `json:"readonly,omitempty"`
 	// Serial is what the guest reads as the disk's serial number, at most
@@ -30,8 +33,8 @@ func (d Disk) QueueCount(cpus int) int {
 	return max(1, min(cpus, 4))
 }
 
-// ParseDisk reads the value of --disk: PATH[,readonly][,serial=S][,cache=MODE]
-// [,queues=N]. A comma in the path is written twice.
+// ParseDisk reads the value of --disk: PATH[,format=F][,readonly][,serial=S]
+// [,cache=MODE][,queues=N]. A comma in the path is written twice.
 func ParseDisk(value string) (Disk, error) {
 	var d Disk
 	for i, item := range splitOptions(value) {
@@ -49,6 +52,8 @@ func ParseDisk(value string) (Disk, error) {
 			if hasArg {
 				err = (*OnOff)(&d.ReadOnly).UnmarshalText([]byte(arg))
 			}
+		case "format":
+			d.Format = chain.Format(arg)
 		case "serial":
 			d.Serial = arg
 		case "cache":
@@ -59,7 +64,7 @@ func ParseDisk(value string) (Disk, error) {
 				err = fmt.Errorf("%q is not a number", arg)
 			}
 		default:
-			err = fmt.Errorf("unknown option: use readonly, serial=, cache= or queues=, and write a comma of the path twice")
+			err = fmt.Errorf("unknown option: use format=, readonly, serial=, cache= or queues=, and write a comma of the path twice")
 		}
 		if err != nil {
 			return Disk{}, fmt.Errorf("disk %q: %s: %w", value, key, err)

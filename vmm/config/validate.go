@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/memory"
 )
@@ -155,7 +157,10 @@ func checkDisks(c *Config) error {
 	for i, d := range c.Disks {
 		field := fmt.Sprintf("disks[%d]", i)
 		if d.Path == "" || strings.ContainsRune(d.Path, 0) {
-			return &Error{field + ".path", d.Path, "not a path", "name a raw image or a block device"}
+			return &Error{field + ".path", d.Path, "not a path", "name a raw or qcow2 image, or a block device"}
+		}
+		if !slices.Contains([]chain.Format{chain.Probe, chain.Raw, chain.Qcow2}, d.Format) {
+			return &Error{field + ".format", string(d.Format), "unknown format", "use raw or qcow2, or leave it out"}
 		}
 		if len(d.Serial) > MaxSerialBytes || strings.IndexFunc(d.Serial, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 			return &Error{field + ".serial", d.Serial, "not a serial number", fmt.Sprintf("use up to %d printable ASCII characters without spaces", MaxSerialBytes)}
