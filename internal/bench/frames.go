@@ -36,7 +36,7 @@ func framesIdle() Benchmark {
 		Targets: []Target{
 			{Metric: "large-kvm", Contestant: memory.TrackerWPAsync.String(), Limit: 95},
 		},
-		OpenLimit: time.Minute, RunLimit: time.Minute,
+		OpenLimit: time.Minute, RunLimit: 3 * time.Minute,
 		Open: func(context.Context, *Env) (Session, error) { return &trackers{measure: measureIdle}, nil },
 	}
 }

@@ -46,7 +46,7 @@ func trackerWrites() []Benchmark {
 			Name:  fmt.Sprintf("tracker-%dM", mib),
 			Title: fmt.Sprintf("A vCPU writes %d MiB at random at full speed while every write is tracked", mib),
 			Where: Native, Rounds: 5, Warmups: 1,
-			OpenLimit: time.Minute, RunLimit: time.Minute,
+			OpenLimit: time.Minute, RunLimit: 3 * time.Minute,
 			Open: func(context.Context, *Env) (Session, error) {
 				return &trackers{measure: func(ctx context.Context, kind memory.TrackerKind) (Sample, error) {
 					return measureWrites(ctx, kind, mib<<20)
