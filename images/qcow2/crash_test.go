@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ditto.vm/internal/labtest"
 )
 
@@ -22,6 +24,9 @@ type memFile struct {
 	journal []change
 	fail    func(op string) error // before an operation; nil for never
 }
+
+// memLimit is how long a memFile may become.
+const memLimit = 256 << 20
 
 // change is one write, punch or flush.
 type change struct {
@@ -69,6 +74,9 @@ func (m *memFile) WriteBuffered(p []byte, offset int64) error {
 	defer m.mu.Unlock()
 	if err := m.failing("write"); err != nil {
 		return err
+	}
+	if offset > memLimit {
+		return unix.EFBIG
 	}
 	m.data = store(m.data, p, offset)
 	m.journal = append(m.journal, change{offset: offset, data: bytes.Clone(p)})
