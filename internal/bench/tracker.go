@@ -55,7 +55,7 @@ func trackerWrites() []Benchmark {
 		}
 		for _, i := range intervals {
 			b.Metrics = append(b.Metrics,
-				Metric{"writes-" + i.name, "/s", Higher, "pages that the guest writes in a second, collected each " + i.name},
+				Metric{"writes-" + i.name, "k/s", Higher, "thousands of pages that the guest writes in a second, collected each " + i.name},
 				Metric{"collect-" + i.name, "us", Lower, "what a collection costs the VMM: look, report, arm again"},
 				Metric{"large-" + i.name, "%", Higher, "of the working set mapped by KVM with 2 MiB entries in the end"})
 		}
@@ -115,7 +115,7 @@ func measureWrites(ctx context.Context, kind memory.TrackerKind, working uint64)
 		if err := errors.Join(err, m.Close()); err != nil {
 			return nil, err
 		}
-		sample["writes-"+i.name] = float64(c.writes) / c.elapsed.Seconds()
+		sample["writes-"+i.name] = float64(c.writes) / 1000 / c.elapsed.Seconds()
 		sample["large-"+i.name] = 100 * float64(c.large) / float64(working/memory.LargeFrameSize)
 		if kind == memory.TrackerNone {
 			continue
