@@ -25,7 +25,8 @@ func (e *Env) imageCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(e.imageListCommand(), e.imageKernelCommand(), e.imageURootCommand(), e.imageDiskCommand(), e.imageRootfsCommand(), e.imageIndexCommand())
+	cmd.AddCommand(e.imageListCommand(), e.imageKernelCommand(), e.imageURootCommand(), e.imageDiskCommand(), e.imageRootfsCommand(), e.imageIndexCommand(),
+		e.imageInfoCommand(), e.imageOverlayCommand(), e.imageConvertCommand(), e.imageCommitCommand())
 	return cmd
 }
 
