@@ -107,6 +107,11 @@ func openQcow2(path string, o Options) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readQcow2(file, o)
+}
+
+// readQcow2 makes a layer of an open file, which it closes if it cannot.
+func readQcow2(file *disk.Raw, o Options) (*Layer, error) {
 	image, err := qcow2.Open(file, qcow2.Options{ReadOnly: o.ReadOnly})
 	if err == nil && o.Cache == disk.CacheNone {
 		if h := image.Header(); h.ClusterSize() < pageSize {
@@ -114,7 +119,7 @@ func openQcow2(path string, o Options) (*Layer, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(named(err, path), file.Close())
+		return nil, errors.Join(named(err, file.Path()), file.Close())
 	}
 	return &Layer{file: file, image: image}, nil
 }

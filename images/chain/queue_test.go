@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"ditto.vm/images/disk"
 	"ditto.vm/images/qcow2"
@@ -127,7 +128,11 @@ func TestQueue(t *testing.T) {
 					if err := w.c.CreateOverlay(next); err != nil {
 						t.Fatal(err)
 					}
-					if err := w.c.Stack(next); err != nil {
+					stack := w.c.Stack
+					if depth%2 == 1 {
+						stack = func(path string) error { return stackFD(t, w.c, path, cache) }
+					}
+					if err := stack(next); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -139,6 +144,24 @@ func TestQueue(t *testing.T) {
 			})
 		}
 	}
+}
+
+// stackFD opens an overlay as another process would.
+func stackFD(t *testing.T, c *Chain, path string, cache disk.Cache) error {
+	t.Helper()
+	flags, buffered := unix.O_RDWR|unix.O_CLOEXEC, -1
+	if cache == disk.CacheNone {
+		var err error
+		if buffered, err = unix.Open(path, flags, 0); err != nil {
+			t.Fatal(err)
+		}
+		flags |= unix.O_DIRECT
+	}
+	fd, err := unix.Open(path, flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.StackFD(path, fd, buffered)
 }
 
 // TestConcurrent lets several queues write different parts of the same

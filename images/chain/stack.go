@@ -51,14 +51,36 @@ func (c *Chain) CreateOverlay(path string) error {
 // is in flight; queues go on with the new top. After an error the chain is as
 // it was, unless it wraps [ErrFrozen].
 func (c *Chain) Stack(path string) error {
-	old := c.top()
-	if c.ReadOnly() {
-		return &disk.Error{Path: c.Path(), Reason: "is open read-only", Cure: "make overlays of disks that the machine writes"}
-	}
 	overlay, err := openQcow2(path, Options{Cache: c.options.Cache})
 	if err != nil {
 		return err
 	}
+	if err := c.isOn(overlay); err != nil {
+		return errors.Join(err, overlay.close())
+	}
+	return c.stack(overlay)
+}
+
+// StackFD is Stack for a process that may not open files: the overlay was made
+// by CreateOverlay and opened for reading and writing elsewhere, in cache mode
+// none with O_DIRECT as fd and without as buffered, otherwise buffered is -1.
+// Both belong to the chain, or are closed.
+func (c *Chain) StackFD(path string, fd, buffered int) error {
+	o := disk.Options{Cache: c.options.Cache, Container: true}
+	file, err := disk.Adopt(path, fd, buffered, o)
+	if err != nil {
+		return err
+	}
+	overlay, err := readQcow2(file, Options{Cache: c.options.Cache})
+	if err != nil {
+		return err
+	}
+	return c.stack(overlay)
+}
+
+// stack makes an overlay the top, or closes it.
+func (c *Chain) stack(overlay *Layer) error {
+	old := c.top()
 	if err := c.fits(overlay); err != nil {
 		return errors.Join(err, overlay.close())
 	}
@@ -74,13 +96,30 @@ func (c *Chain) Stack(path string) error {
 // on it, because it could not be flushed.
 var ErrFrozen = errors.New("its last writes may be lost")
 
-// fits checks that an overlay belongs on the top.
+// fits checks that an overlay can be on the top.
 func (c *Chain) fits(overlay *Layer) error {
 	top := c.top()
 	name, format := overlay.backing()
-	if name == "" {
+	switch {
+	case c.ReadOnly():
+		return &disk.Error{Path: c.Path(), Reason: "is open read-only", Cure: "make overlays of disks that the machine writes"}
+	case name == "":
 		return &disk.Error{Path: overlay.Path(), Reason: "has no backing file", Cure: "make it an overlay of " + top.Path()}
+	case format != top.Format():
+		return &disk.Error{Path: overlay.Path(), Reason: fmt.Sprintf("is an overlay of a %s image", format), Cure: fmt.Sprintf("make it one of %s (%s)", top.Path(), top.Format())}
+	case overlay.Size() != c.Size():
+		return &disk.Error{Path: overlay.Path(), Reason: fmt.Sprintf("is a disk of %d bytes", overlay.Size()), Cure: fmt.Sprintf("make it one of %d bytes", c.Size())}
 	}
+	return nil
+}
+
+// isOn checks that an overlay names the top as its backing file.
+func (c *Chain) isOn(overlay *Layer) error {
+	top := c.top()
+	if err := c.fits(overlay); err != nil {
+		return err
+	}
+	name, format := overlay.backing()
 	below, err := overlay.resolve(name, format)
 	if err != nil {
 		return err
@@ -94,11 +133,8 @@ func (c *Chain) fits(overlay *Layer) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 		device, inode = st.Rdev, 0
 	}
-	switch {
-	case id.Device != device || id.Inode != inode || format != top.Format():
-		return &disk.Error{Path: overlay.Path(), Reason: fmt.Sprintf("is an overlay of %s (%s)", below, format), Cure: fmt.Sprintf("make it one of %s (%s)", top.Path(), top.Format())}
-	case overlay.Size() != c.Size():
-		return &disk.Error{Path: overlay.Path(), Reason: fmt.Sprintf("is a disk of %d bytes", overlay.Size()), Cure: fmt.Sprintf("make it one of %d bytes", c.Size())}
+	if id.Device != device || id.Inode != inode {
+		return &disk.Error{Path: overlay.Path(), Reason: "is an overlay of " + below, Cure: "make it one of " + top.Path()}
 	}
 	return nil
 }

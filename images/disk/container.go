@@ -16,6 +16,9 @@ import (
 
 // openBuffered opens the file a second time, without O_DIRECT.
 func (r *Raw) openBuffered() error {
+	if r.meta >= 0 {
+		return nil // handed to us
+	}
 	r.meta = r.fd
 	if r.options.Cache != CacheNone {
 		return nil

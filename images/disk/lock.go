@@ -126,10 +126,10 @@ func openers(fd int) []string {
 		return nil
 	}
 	var out []string
-	last := strconv.Itoa(os.Getpid())
+	self, last := strconv.Itoa(os.Getpid()), ""
 	for _, link := range links {
 		pid := strings.Split(link, "/")[2]
-		if pid == last {
+		if pid == self || pid == last {
 			continue
 		}
 		var other unix.Stat_t

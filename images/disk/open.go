@@ -50,7 +50,23 @@ func Open(path string, o Options) (*Raw, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Raw{fd: fd, path: path, options: o}
+	return Adopt(path, fd, -1, o)
+}
+
+// Adopt is Open for a file that is open already: as fd and, in cache mode none,
+// a second time without O_DIRECT as buffered, -1 for none. A process that may
+// not open files is handed them so. Both belong to the image, or are closed.
+func Adopt(path string, fd, buffered int, o Options) (*Raw, error) {
+	r, err := adopt(path, fd, buffered, o)
+	if err != nil && buffered >= 0 {
+		_ = unix.Close(buffered) // the reason is what counts
+	}
+	return r, err
+}
+
+// adopt closes fd if it fails.
+func adopt(path string, fd, buffered int, o Options) (*Raw, error) {
+	r := &Raw{fd: fd, meta: buffered, path: path, options: o}
 	if err := r.inspect(); err != nil {
 		return nil, closeAfter(fd, err)
 	}
