@@ -77,6 +77,12 @@ func (w *Writer) choose(k *captured) error {
 				return err
 			}
 		}
+		if k.Dirty == nil {
+			// What was stored may have been given back to the host since.
+			for r := range w.stored.Runs() {
+				k.need.Add(r.Start, r.Size)
+			}
+		}
 		w.forget(k, k.need)
 	} else if err := w.chooseByMap(k); err != nil {
 		return err

@@ -238,3 +238,31 @@ func TestRewritten(t *testing.T) {
 		}
 	}
 }
+
+// TestDiscarded: a page that is stored and then given back to the host is zero.
+func TestDiscarded(t *testing.T) {
+	for _, named := range []bool{true, false} {
+		s := newScene(t, 67, 1<<20)
+		s.fill(s.page(3))
+		s.fill(s.page(4))
+		w := s.create("snap", s.options(None))
+		set := s.space.NewPageSet()
+		set.Add(0, 16*memory.PageSize)
+		if err := w.AddPages(context.Background(), set); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.space.Discard(memory.GFN(3).GPA(), memory.PageSize); err != nil {
+			t.Fatal(err)
+		}
+		var c Capture
+		if named {
+			c.Map = s.pass(false)
+		}
+		s.finish(w, c)
+		snap := s.open("snap")
+		if h := snap.Manifest().Holds; h.Unique != memory.PageSize {
+			t.Errorf("it holds %+v", h)
+		}
+		s.checkLoad(snap)
+	}
+}
