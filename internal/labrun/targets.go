@@ -34,7 +34,7 @@ func LabPackages() []LabPackage {
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./internal/namestest"},             // names under nested page tables
-		{Path: "./internal/e2e"}, // Debian, directly and by kexec; networks
+		{Path: "./internal/e2e"},                   // Debian, directly and by kexec; networks
 		{Path: "./vmm"},
 		{Path: "./internal/e2e/storage"},
 	}
