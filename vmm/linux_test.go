@@ -23,7 +23,7 @@ import (
 
 // linuxTimeout bounds one Linux guest; under emulation it takes ten seconds to
 // reach user space, on a busy machine several times as long.
-const linuxTimeout = 6 * time.Minute
+var linuxTimeout = time.Duration(labtest.Count(6, 20)) * time.Minute
 
 // requireLinux skips where KVM cannot run a kernel. In the lab it always can.
 func requireLinux(t testing.TB) {
