@@ -228,14 +228,19 @@ func (r *crashRun) step() error {
 		}
 		return nil
 	default:
-		var data []byte
-		for i := at; i < at+k; i++ {
-			r.next++
-			r.model[i] = r.next
-			data = append(data, sector(r.next)...)
-		}
-		return r.f.WriteAtv([][]byte{data}, int64(at)*crashSector)
+		return r.write(at, k)
 	}
+}
+
+// write stamps n sectors.
+func (r *crashRun) write(at, n int) error {
+	var data []byte
+	for i := at; i < at+n; i++ {
+		r.next++
+		r.model[i] = r.next
+		data = append(data, sector(r.next)...)
+	}
+	return r.f.WriteAtv([][]byte{data}, int64(at)*crashSector)
 }
 
 // TestPowerCut cuts the power at random moments of random workloads. What is
@@ -259,8 +264,11 @@ func TestPowerCut(t *testing.T) {
 func powerCuts(t *testing.T, options string, seed int64) (leaks int) {
 	path := filepath.Join(t.TempDir(), "disk")
 	size := int64(1 << 20)
-	if options == "cluster_size=64k" {
+	switch options {
+	case "cluster_size=64k":
 		size = 16 << 20
+	case "cluster_size=512,refcount_bits=64":
+		size = 6 << 20 // the refcount table must grow
 	}
 	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, fmt.Sprint(size)).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -273,7 +281,15 @@ func powerCuts(t *testing.T, options string, seed int64) (leaks int) {
 	if r.f, err = Open(r.m, Options{}); err != nil {
 		t.Fatal(err)
 	}
+	if seed%2 == 1 {
+		r.f.pages.limit = 8 * r.f.pages.size
+	}
 	r.mark()
+	if size == 6<<20 {
+		if err := r.write(0, 1900<<10/crashSector); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for range 150 {
 		if err := r.step(); err != nil {
 			t.Fatal(err)

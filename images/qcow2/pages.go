@@ -46,6 +46,7 @@ func (p *page) setWord(i int64, w uint64) { binary.BigEndian.PutUint64(p.data[8*
 // the least recently used first, when there are too many.
 type pageCache struct {
 	size  int64 // of a page
+	limit int64 // bytes of clean pages
 	byOff map[int64]*page
 	clock []*page
 	hand  int
@@ -53,7 +54,7 @@ type pageCache struct {
 }
 
 func newPageCache(clusterSize int64) pageCache {
-	return pageCache{size: min(clusterSize, maxPageBytes), byOff: map[int64]*page{}}
+	return pageCache{size: min(clusterSize, maxPageBytes), limit: maxCacheBytes, byOff: map[int64]*page{}}
 }
 
 // missing is the error of an operation that needs a page which is not in
@@ -81,7 +82,7 @@ func (c *pageCache) get(offset int64, kind pageKind) (*page, error) {
 func (c *pageCache) add(offset int64, kind pageKind, data []byte) *page {
 	p := &page{offset: offset, kind: kind, data: data, used: true}
 	p.phase = kind.phase()
-	if int64(len(c.clock)-c.dirty)*c.size >= maxCacheBytes {
+	if int64(len(c.clock)-c.dirty)*c.size >= c.limit {
 		if slot := c.evict(); slot >= 0 {
 			c.clock[slot] = p
 			c.byOff[offset] = p
