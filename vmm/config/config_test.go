@@ -94,6 +94,7 @@ func TestParseNets(t *testing.T) {
 func TestParseErrors(t *testing.T) {
 	for _, test := range []struct{ yaml, want string }{
 		{"cpu: 1", `unknown field "cpu"`},
+		{"cpus: two", `cpus: a string where a value of type int belongs`},
 		{"memory: {sise: 1G}", `unknown field "sise"`},
 		{"cpus: 1\ncpus: 2", `"cpus" already set`},
 		{"memory: 12Q", `"12Q" is not a size`},

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -137,6 +138,10 @@ func (m *Memory) UnmarshalJSON(data []byte) error {
 
 // oneLine strips what the decoders say about themselves from an error.
 func oneLine(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && wrong.Field != "" {
+		return fmt.Errorf("%s: a %s where a value of type %s belongs", wrong.Field, wrong.Value, wrong.Type.Kind())
+	}
 	s := err.Error()
 	for _, prefix := range []string{
 		"error converting YAML to JSON: ", "error unmarshaling JSON: ",

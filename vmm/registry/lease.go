@@ -80,7 +80,7 @@ func (r *Registry) acquire(name string) (*Lease, error) {
 		}
 	}
 	if vm, alive := r.probe(name); alive {
-		return nil, fmt.Errorf("%s (pid %d): %w", name, vm.PID, ErrInUse)
+		return nil, fmt.Errorf("%s (pid %d): %w: choose another name, or end it with 'ditto stop %s'", name, vm.PID, ErrInUse, name)
 	}
 	l := &Lease{Name: name, Dir: dir, StateDir: r.StateDir(name)}
 	if err := os.MkdirAll(l.StateDir, 0o700); err != nil {

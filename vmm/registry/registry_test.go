@@ -61,8 +61,8 @@ func TestAcquireRelease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Acquire("web"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
-		t.Errorf("the name was given twice, or the error does not tell the pid: %v", err)
+	if _, err := r.Acquire("web"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) || !strings.Contains(err.Error(), "ditto stop web") {
+		t.Errorf("the name was given twice, or the error does not tell the pid and the cure: %v", err)
 	}
 	started := time.Unix(1, 0).UTC()
 	if err := web.Publish(State{CPUs: 2, Memory: 4096, Kernel: "k", Started: started}); err != nil {
