@@ -1,7 +1,6 @@
 package kvm
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -146,8 +145,3 @@ func (v variable[T]) pointer() unsafe.Pointer { return unsafe.Pointer(&v.words[0
 
 // headerRequest encodes a request whose size is that of the header alone.
 func headerRequest(dir func(nr, size uintptr) uintptr, nr uintptr) uintptr { return dir(nr, 8) }
-
-// IsUnsupported reports whether err says that the kernel lacks the call.
-func IsUnsupported(err error) bool {
-	return errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS)
-}
