@@ -90,14 +90,12 @@ func captureClock(vm *kvm.VM) (clockState, error) {
 	return s, nil
 }
 
-// apply lets kvmclock go on from where it was, or, if advance says so, from where
-// it would be had it never stood still.
-func (s clockState) apply(vm *kvm.VM, advance bool) error {
-	clock := s.kvmclock
-	if advance {
-		clock += max(time.Now().Round(0).Sub(s.read), 0)
-	}
-	return vm.SetClock(kvm.Clock{Clock: uint64(clock)})
+// since is how much time has passed since the clock was read.
+func (s clockState) since() time.Duration { return max(time.Now().Round(0).Sub(s.read), 0) }
+
+// apply lets kvmclock go on from where it was, or from some time later.
+func (s clockState) apply(vm *kvm.VM, later time.Duration) error {
+	return vm.SetClock(kvm.Clock{Clock: uint64(s.kvmclock + later)})
 }
 
 // message writes the section "clock" down.

@@ -15,6 +15,7 @@ const (
 	maxCPUIDLeaves = 256 // KVM_MAX_CPUID_ENTRIES
 	maxMSRs        = 4096
 	xsaveSize      = 4096 // struct kvm_xsave
+	maxTSCKHz      = 10_000_000
 )
 
 // cpuSection is what a section "cpu" says.
@@ -66,6 +67,9 @@ func decodeCPU(x *state.CPU) (*cpuSection, error) {
 	}
 	if n := len(x.GetVcpus()); n == 0 || n > state.MaxVCPUs {
 		return nil, fmt.Errorf("%d vCPUs, not 1 to %d", n, state.MaxVCPUs)
+	}
+	if x.GetTscKhz() > maxTSCKHz {
+		return nil, fmt.Errorf("a time-stamp counter of %d kHz", x.GetTscKhz())
 	}
 	s := &cpuSection{tscKHz: x.GetTscKhz()}
 	for _, l := range x.GetCpuid() {
@@ -126,6 +130,18 @@ func (s *cpuState) checkMSRs(known []uint32) error {
 		}
 	}
 	return nil
+}
+
+// after returns the state with the time-stamp counter some ticks on.
+func (s *cpuState) after(ticks uint64) *cpuState {
+	later := *s
+	later.msrs = slices.Clone(s.msrs)
+	for i := range later.msrs {
+		if later.msrs[i].Index == msrTSC {
+			later.msrs[i].Value += ticks
+		}
+	}
+	return &later
 }
 
 // time returns the registers that go on while the guest stands still, in the

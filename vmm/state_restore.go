@@ -206,19 +206,30 @@ func (s *savedState) setTSCKHz(c *kvm.VCPU) error {
 	return nil
 }
 
+// passed is how much time has passed for the guest since it was saved, and what
+// that is in ticks of its time-stamp counter.
+func (s *savedState) passed() (later time.Duration, ticks uint64) {
+	if !s.opts.AdvanceClock {
+		return 0, 0
+	}
+	later = s.clock.since()
+	return later, uint64(later.Seconds() * float64(s.cpu.tscKHz) * 1000)
+}
+
 // applyState gives the parts of a new VM their states. The local APICs come
 // before what sends them interrupts, and the pins before the devices that drive
 // them. Preconditions: no vCPU has run.
 func (m *VM) applyState(s *savedState) error {
+	later, ticks := s.passed()
 	for i, c := range m.vcpus {
-		if err := s.cpu.vcpus[i].apply(c.kvm); err != nil {
+		if err := s.cpu.vcpus[i].after(ticks).apply(c.kvm); err != nil {
 			return fmt.Errorf("vCPU %d: %w", i, err)
 		}
 	}
 	if err := s.chips.apply(m.kvm); err != nil {
 		return err
 	}
-	if err := s.clock.apply(m.kvm, s.opts.AdvanceClock); err != nil {
+	if err := s.clock.apply(m.kvm, later); err != nil {
 		return err
 	}
 	if err := m.platform.restore(&s.platform); err != nil {
@@ -249,10 +260,11 @@ func (m *VM) firstResume(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
+	later, ticks := s.passed()
 	for i, c := range m.vcpus {
-		if err := c.do(ctx, func() error { return setMSRs(c.kvm, s.cpu.vcpus[i].time()) }); err != nil {
+		if err := c.do(ctx, func() error { return setMSRs(c.kvm, s.cpu.vcpus[i].after(ticks).time()) }); err != nil {
 			return fmt.Errorf("clock of vCPU %d: %w", i, err)
 		}
 	}
-	return s.clock.apply(m.kvm, s.opts.AdvanceClock)
+	return s.clock.apply(m.kvm, later)
 }

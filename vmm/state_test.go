@@ -171,11 +171,12 @@ func TestRestoreGoesOn(t *testing.T) {
 	c.CPUs = 2
 	c.Memory.Size = 32 << 20
 	m := newVM(t, c, newConsole())
-	ctx := deadline(t)
+	rounds := labtest.Count(10, 100)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*time.Minute)
+	defer cancel()
 	if err := m.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	rounds := labtest.Count(10, 100)
 	for range rounds {
 		runUntil(t, m, 1000)
 		if err := m.Pause(ctx); err != nil {
