@@ -16,9 +16,10 @@
 // Lifecycle: [New] opens everything that needs rights; the caller may then
 // drop them; [VM.Start] loads the kernel and enters the guest; [VM.Wait] returns
 // when the guest has ended for good, with everything joined; [VM.Close] frees
-// the memory and descriptors.
+// the memory and descriptors. [VM.SaveState] writes down what a paused VM is apart
+// from its memory, and [Restore] makes a paused VM of it.
 //
-//	created --Start--> running <--Pause/Resume--> paused
+//	created --Start--> running <--Pause/Resume--> paused <--Restore
 //	                      \__________________________/
 //	                                   | power-off, kill, failure
 //	                                   v
