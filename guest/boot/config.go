@@ -15,6 +15,8 @@ import (
 var (
 	// ErrMissing: the file does not exist.
 	ErrMissing = errors.New("no such file")
+	// ErrNotRegular: it is a directory, a device or the like.
+	ErrNotRegular = errors.New("not a regular file: name the file of an image")
 	// ErrTruncated: the file is shorter than its own header says.
 	ErrTruncated = errors.New("file is truncated")
 	// ErrNotKernel: neither a bzImage nor an ELF kernel.
@@ -51,7 +53,7 @@ func OpenImage(path string) (*Image, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s: not a regular file: %w", path, ErrNotKernel)
+		err = fmt.Errorf("%s: %w", path, ErrNotRegular)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

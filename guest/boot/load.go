@@ -46,6 +46,27 @@ func Load(mem *memory.Space, config Config) (*Loaded, error) {
 	return &l.loaded, nil
 }
 
+// Check tells whether [Load] takes the kernel, as far as the file alone says.
+// It reads headers only and needs no memory.
+func Check(kernel *Image) error {
+	protocol, head, err := identify(kernel)
+	if err != nil {
+		return fmt.Errorf("kernel %w", err)
+	}
+	if protocol == ProtocolLinux64 {
+		_, err = parseSetupHeader(head, kernel.Size)
+	} else {
+		var headers []progHeader
+		if headers, err = parseELF(kernel, head); err == nil {
+			_, err = findPVHEntry(kernel, headers)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("kernel %s: %w", kernel.Name, err)
+	}
+	return nil
+}
+
 // check validates what does not depend on the kernel.
 func (c *Config) check() error {
 	if c.Kernel == nil {

@@ -383,7 +383,22 @@ func TestBadInput(t *testing.T) {
 			if !strings.Contains(err.Error(), test.says) || strings.ContainsRune(err.Error(), '\n') {
 				t.Errorf("message %q does not say %q in one line", err, test.says)
 			}
+			checked := Check(config.Kernel)
+			if checked != nil && checked.Error() != err.Error() {
+				t.Errorf("Check says %q, Load %q", checked, err)
+			}
+			if checked == nil && errors.Is(err, ErrArchitecture) {
+				t.Error("Check takes a kernel for another architecture")
+			}
 		})
+	}
+}
+
+func TestCheckTakesKernels(t *testing.T) {
+	for name, kernel := range map[string][]byte{"bzImage": bzImage(), "PVH": elfKernel()} {
+		if err := Check(imageOf(name, kernel)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

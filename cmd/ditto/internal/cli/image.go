@@ -140,7 +140,7 @@ cached; ditto run builds it when it is missing. Print its path.`,
 			if o.Files, err = guestFiles(files); err != nil {
 				return err
 			}
-			image, err := e.uroot(cmd.Context(), o)
+			image, err := e.uroot(cmd.Context(), o, func() error { return nil })
 			if err != nil {
 				return exit.New(exit.Kernel, err)
 			}

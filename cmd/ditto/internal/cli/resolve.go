@@ -13,7 +13,9 @@ import (
 	"golang.org/x/term"
 
 	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/cmd/ditto/internal/vmproc"
 	"ditto.vm/guest"
+	"ditto.vm/guest/boot"
 	"ditto.vm/images/kernel"
 	"ditto.vm/images/uroot"
 	"ditto.vm/vmm"
@@ -47,17 +49,26 @@ func (e *Env) resolve(ctx context.Context, cfg *config.Config, interactive bool)
 	if cfg.Initrd != config.InitrdURoot {
 		return nil
 	}
-	image, err := e.uroot(ctx, uroot.Options{Kernel: k, Progress: progress})
+	image, err := e.uroot(ctx, uroot.Options{Kernel: k, Progress: progress}, func() error { return worthBuilding(k) })
 	if err != nil {
-		return exit.New(exit.Kernel, err)
+		return kernelError(err)
 	}
 	cfg.Initrd = image.Path
 	tellInit(cfg, interactive)
 	return nil
 }
 
-// uroot returns the u-root image for o, building it if it is not cached.
-func (e *Env) uroot(ctx context.Context, o uroot.Options) (*uroot.Image, error) {
+// kernelError gives err the exit code of a bad kernel unless it has its own.
+func kernelError(err error) error {
+	if vmproc.Classify(err) != exit.Failure {
+		return err
+	}
+	return exit.New(exit.Kernel, err)
+}
+
+// uroot returns the u-root image for o. If it is not cached and allowed does
+// not object, it is built.
+func (e *Env) uroot(ctx context.Context, o uroot.Options, allowed func() error) (*uroot.Image, error) {
 	sources, err := guest.InitSource()
 	if err != nil {
 		return nil, err
@@ -66,7 +77,24 @@ func (e *Env) uroot(ctx context.Context, o uroot.Options) (*uroot.Image, error) 
 	if image, ok := uroot.Cached(o); ok {
 		return image, nil
 	}
+	if err := allowed(); err != nil {
+		return nil, err
+	}
 	return uroot.Build(ctx, o)
+}
+
+// worthBuilding spares the user minutes of building an initramfs for a kernel
+// that cannot be booted, or not here. What is cached costs nothing, and the
+// machine's process looks again.
+func worthBuilding(k kernel.Kernel) error {
+	image, err := boot.OpenImage(k.Image)
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	if err := errors.Join(boot.Check(image), image.Close()); err != nil {
+		return err
+	}
+	return canRunLinux()
 }
 
 // canRunLinux spares the user minutes of fetching and building for a host that

@@ -2,9 +2,16 @@ package cli
 
 import (
 	"encoding/base64"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/cmd/ditto/internal/vmproc"
+	"ditto.vm/guest/boot"
 	"ditto.vm/vmm/config"
 )
 
@@ -46,5 +53,21 @@ func TestTellInit(t *testing.T) {
 	tellInit(&plain, false)
 	if plain.Cmdline.Append != "" {
 		t.Errorf("%q", plain.Cmdline.Append)
+	}
+}
+
+// TestKernelIsCheckedBeforeBuilding has an empty cache: whoever builds first
+// takes minutes, or fails for want of something else.
+func TestKernelIsCheckedBeforeBuilding(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	cfg := config.Default()
+	cfg.Kernel = filepath.Join(t.TempDir(), "junk")
+	if err := os.WriteFile(cfg.Kernel, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := &Env{Stdout: io.Discard, Stderr: io.Discard}
+	err := e.resolve(t.Context(), &cfg, false)
+	if !errors.Is(err, boot.ErrNotKernel) || vmproc.Classify(err) != exit.Kernel {
+		t.Errorf("a file of zeros: %v", err)
 	}
 }

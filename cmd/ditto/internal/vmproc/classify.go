@@ -51,6 +51,7 @@ func Classify(err error) int {
 		{vmm.ErrNoTracker, exit.Tracker},
 		{vmm.ErrNoMemory, exit.Memory},
 		{boot.ErrMissing, exit.Kernel},
+		{boot.ErrNotRegular, exit.Kernel},
 		{boot.ErrTruncated, exit.Kernel},
 		{boot.ErrNotKernel, exit.Kernel},
 		{boot.ErrArchitecture, exit.Kernel},
