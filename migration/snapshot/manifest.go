@@ -12,6 +12,7 @@ import (
 
 	"ditto.vm/images/layer"
 	"ditto.vm/memory"
+	"ditto.vm/migration/state"
 )
 
 // Format is the version of the format that is written, and the newest that is
@@ -119,14 +120,10 @@ type SectionFile struct {
 	File
 }
 
-// Section is the state of a part of the VM, in that part's own encoding.
-type Section struct {
-	// Name is made of lower-case letters, digits, ".", "_" and "-", 64 at the
-	// most, and begins with a letter.
-	Name    string
-	Version uint32
-	Bytes   []byte
-}
+// Section is the state of a part of the VM, in that part's own encoding. Its
+// name is made of lower-case letters, digits, ".", "_" and "-", 64 at the most,
+// and begins with a letter.
+type Section = state.Section
 
 // Holds is how much of memory the snapshot holds as what, in bytes.
 type Holds struct {
