@@ -18,11 +18,11 @@ var (
 	// ErrNotRegular: it is a directory, a device or the like.
 	ErrNotRegular = errors.New("not a regular file: name the file of an image")
 	// ErrTruncated: the file is shorter than its own header says.
-	ErrTruncated = errors.New("file is truncated")
+	ErrTruncated = errors.New("file is truncated: copy or fetch it again")
 	// ErrNotKernel: neither a bzImage nor an ELF kernel.
 	ErrNotKernel = errors.New("not a kernel image")
 	// ErrArchitecture: a kernel, but not for 64-bit x86.
-	ErrArchitecture = errors.New("kernel is for another architecture")
+	ErrArchitecture = errors.New("kernel is for another architecture: use one for 64-bit x86")
 	// ErrNoPVH: an ELF kernel without the PVH entry note.
 	ErrNoPVH = errors.New("kernel has no PVH entry point")
 	// ErrNoRoom: kernel or initrd do not fit into guest memory.

@@ -438,7 +438,7 @@ func TestOpenImage(t *testing.T) {
 	if _, err := OpenImage(filepath.Join(dir, "none")); !errors.Is(err, ErrMissing) {
 		t.Errorf("missing file: %v", err)
 	}
-	if _, err := OpenImage(dir); !errors.Is(err, ErrNotKernel) {
+	if _, err := OpenImage(dir); !errors.Is(err, ErrNotRegular) {
 		t.Errorf("directory: %v", err)
 	}
 	if _, err := Load(newSpace(t, 4<<20), Config{}); !errors.Is(err, ErrMissing) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,9 @@ const (
 // for the boot loader to say; here it must only be a file.
 func fromFile(path string) (Kernel, error) {
 	fi, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Kernel{}, fmt.Errorf("kernel: %w: check the path, or take a name that 'ditto image ls' shows", err)
+	}
 	if err != nil {
 		return Kernel{}, fmt.Errorf("kernel: %w", err)
 	}
