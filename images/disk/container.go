@@ -51,6 +51,28 @@ func (r *Raw) endsBefore(offset int64, n int) bool {
 	return err == nil && end <= offset
 }
 
+// wholeBlocks is the part of n bytes after which O_DIRECT can go on.
+func (r *Raw) wholeBlocks(n int) int { return n - n%r.blockSize }
+
+// readGrowing is preadv of a container, which others may be making longer. It
+// returns 0 for an error only.
+func (r *Raw) readGrowing(bufs [][]byte, offset int64) (int, error) {
+	want := length(bufs)
+	for {
+		n, err := unix.Preadv(r.fd, bufs, offset)
+		if err != nil || n == want {
+			return n, err
+		}
+		if r.endsBefore(offset+int64(n), want-n) {
+			zeroAfter(bufs, n)
+			return want, nil
+		}
+		if n = r.wholeBlocks(n); n > 0 {
+			return n, nil
+		}
+	}
+}
+
 // zeroAfter clears bufs from a byte on.
 func zeroAfter(bufs [][]byte, skip int) {
 	for _, b := range bufs {

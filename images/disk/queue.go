@@ -231,6 +231,9 @@ func (q *ringQueue) finish(token int, res int32) (done bool, err error) {
 	case op.kind == opRead && op.raw.endsBefore(op.offset+int64(res), op.left-int(res)):
 		zeroAfter(op.bufs, length(op.bufs)-op.left+int(res))
 		return true, nil
+	case op.kind == opRead && op.raw.options.Container:
+		// The file has grown since: again, from where O_DIRECT can go on.
+		res = int32(op.raw.wholeBlocks(int(res)))
 	case res == 0:
 		return true, errShort
 	}

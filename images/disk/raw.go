@@ -67,12 +67,10 @@ func (r *Raw) ReadAtv(bufs [][]byte, offset int64) error {
 		return r.readBounced(bufs, offset)
 	}
 	return transfer(bufs, offset, func(bufs [][]byte, offset int64) (int, error) {
-		n, err := unix.Preadv(r.fd, bufs, offset)
-		if want := length(bufs); err == nil && n < want && r.endsBefore(offset+int64(n), want-n) {
-			zeroAfter(bufs, n)
-			n = want
+		if r.options.Container {
+			return r.readGrowing(bufs, offset)
 		}
-		return n, err
+		return unix.Preadv(r.fd, bufs, offset)
 	})
 }
 
