@@ -119,7 +119,8 @@ func TestStartupCost(t *testing.T) {
 	const limit = 3.0 // milliseconds
 	h := newHome(t)
 	best, worst := 0.0, ""
-	for range 10 {
+	// The least of many: the machine may be busy with other tests.
+	for try := 0; try < 100 && (best == 0 || best > limit); try++ {
 		cmd := exec.Command(h.path, "version")
 		cmd.Env = append(h.env, "GODEBUG=inittrace=1")
 		var trace bytes.Buffer

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -72,6 +73,9 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 			jobs = append(jobs, more...)
 		}
 	}
+	if len(jobs) == 0 {
+		return fmt.Errorf("no test matches %s", r.Run)
+	}
 	var failed error
 	r.pool(ctx, jobs, func(_ job, _ *Report, err error) { failed = errors.Join(failed, err) })
 	return errors.Join(failed, context.Cause(ctx))
@@ -79,25 +83,32 @@ func (r *Runner) Batch(ctx context.Context, list []LabPackage) error {
 
 // batchJobs makes a job of each test of a package, or of all of them.
 func (r *Runner) batchJobs(ctx context.Context, lp LabPackage, p testPackage) ([]job, error) {
-	pattern := cmp.Or(r.Run, lp.Run, LabRun)
+	pattern := cmp.Or(lp.Run, LabRun)
 	short := strings.TrimPrefix(p.ImportPath, "ditto.vm/")
 	t := target{name: short, pkg: p, args: []string{"-test.run=" + pattern}, where: InLab, timeout: r.Timeout}
 	if lp.Boots {
 		t.where, t.env = Native, []string{labtest.EnvBoot + "=1"}
 	}
-	if lp.Whole {
+	if lp.Whole && r.Run == "" {
 		return []job{{id: short, target: t}}, nil
 	}
 	tests, err := p.tests(ctx, pattern)
 	if err != nil {
 		return nil, err
 	}
+	if r.Run != "" {
+		wanted, err := p.tests(ctx, r.Run)
+		if err != nil {
+			return nil, err
+		}
+		tests = slices.DeleteFunc(tests, func(name string) bool { return !slices.Contains(wanted, name) })
+	}
 	var jobs []job
 	for _, name := range tests {
 		t.name, t.args = short+" "+name, []string{"-test.run=^" + name + "$"}
 		jobs = append(jobs, job{id: t.name, target: t})
 	}
-	if len(jobs) == 0 {
+	if len(jobs) == 0 && r.Run == "" {
 		return nil, fmt.Errorf("%s: no test matches %s", short, pattern)
 	}
 	return jobs, nil
