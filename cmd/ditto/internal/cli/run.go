@@ -39,8 +39,9 @@ off when it ends.
 A file says the same as the flags (see --print-config); flags override it, and
 a list given by flags replaces the list of the file.
 
-DISK is PATH[,readonly][,serial=S][,cache=MODE][,queues=N]; a comma in the path
-is written twice. MODE is writeback (the host caches, flushes are kept), none
+DISK is PATH[,format=F][,readonly][,serial=S][,cache=MODE][,queues=N]; a comma in
+the path is written twice. F is raw or qcow2, found by content if it is left out;
+with raw a guest may put any image format on its disk. MODE is writeback (the host caches, flushes are kept), none
 (the host does not cache) or writethrough (every write is stable at once).
 
 NET is user (NAT, no privileges), tap[,tap=NAME][,bridge=NAME], socket,path=PATH
