@@ -78,6 +78,9 @@ type worker struct {
 
 // one runs one job and checks what it says.
 func (w *worker) one(ctx context.Context, j job) (*Report, error) {
+	if j.target.where == Native {
+		w.close() // it may boot labs itself
+	}
 	w.printf("run   %s on %s\n", j.id, w.place(j.target))
 	report, out := &Report{}, &bytes.Buffer{}
 	begin := time.Now()
