@@ -90,6 +90,13 @@ func TestBootPowerCutWithoutFsync(t *testing.T) {
 	}
 }
 
+// TestFlushesAreKnown: the places where ditto flushes are where withoutFsync
+// looks for them.
+func TestFlushesAreKnown(t *testing.T) {
+	t.Setenv("CGO_ENABLED", "0")
+	tool(t, nil, "go", "-C", "../../..", "build", "-o", os.DevNull, "-overlay", withoutFsync(t), "./images/disk")
+}
+
 // withoutFsync writes a build overlay in which ditto never asks the kernel to
 // make anything stable, and believes it was done.
 func withoutFsync(t *testing.T) string {
@@ -101,7 +108,7 @@ func withoutFsync(t *testing.T) string {
 	dir := t.TempDir()
 	replace := map[string]string{}
 	for name, edits := range map[string][][2]string{
-		"ring.go":  {{"r.entry(ringOpFsync, token, 0, 0, 0, fsyncDatasync)", "r.entry(ringOpRead, token, 0, 0, 0, 0)"}},
+		"ring.go":  {{"r.entry(ringOpFsync, file, token, 0, 0, 0, fsyncDatasync)", "r.entry(ringOpRead, file, token, 0, 0, 0, 0)"}},
 		"queue.go": {{"flags = unix.RWF_DSYNC", "flags = 0"}},
 		"raw.go":   {{"flags = unix.RWF_DSYNC", "flags = 0"}, {"err := unix.Fdatasync(r.fd)", "err := error(nil)"}},
 	} {
