@@ -86,16 +86,25 @@ func (m *VM) summarize(ctx context.Context, full, still bool) (names.Summary, na
 // namePages passes over all of memory, and keeps what it finds. A running guest
 // keeps half of the cores.
 func (m *VM) namePages(ctx context.Context, still bool) (*names.Map, error) {
-	table, layers := m.book()
-	pass := names.Pass{Space: m.mem, Table: table, Layers: layers, Running: !still}
-	if !still {
-		pass.Workers = max(1, runtime.NumCPU()/2)
+	if m.naming != nil {
+		m.naming.CheckIndexes()
 	}
-	all, err := pass.Run(ctx)
-	if err == nil && m.naming != nil {
+	for {
+		table, layers := m.book()
+		pass := names.Pass{Space: m.mem, Table: table, Layers: layers, Running: !still}
+		if !still {
+			pass.Workers = max(1, runtime.NumCPU()/2)
+		}
+		all, err := pass.Run(ctx)
+		switch {
+		case err != nil || m.naming == nil:
+			return all, err
+		case m.naming.CheckIndexes():
+			continue // what a changed index said is worth nothing
+		}
 		all.Teach(m.naming.Table())
+		return all, nil
 	}
-	return all, err
 }
 
 // memorySummary is a summary as the API tells it.

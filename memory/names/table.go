@@ -38,7 +38,8 @@ type tableRegion struct {
 // sharedLayer is a layer with what changes about it.
 type sharedLayer struct {
 	Layer
-	blocks atomic.Uint64 // whole blocks that may name pages
+	blocks    atomic.Uint64 // whole blocks that may name pages
+	unindexed atomic.Bool   // the index is not used any more
 }
 
 // frameCount counts what is in a large frame: 63..32 changes, which wrap,
@@ -117,8 +118,19 @@ func (t *Table) Layers() []Layer {
 		if blocks := s.blocks.Load(); blocks != uint64(s.Size)/BlockSize {
 			layers[i].Size = int64(blocks) * BlockSize
 		}
+		if s.unindexed.Load() {
+			layers[i].Index = nil
+		}
 	}
 	return layers
+}
+
+// DropIndex says that a layer's index may be wrong: passes that begin later do
+// without.
+func (t *Table) DropIndex(l LayerID) {
+	if layer := t.layer(l); layer != nil {
+		layer.unindexed.Store(true)
+	}
 }
 
 // layer returns a layer, or nil.

@@ -129,3 +129,46 @@ func TestChangedBehind(t *testing.T) {
 		t.Errorf("log: %s", log)
 	}
 }
+
+// TestIndexChangedInUse: an index that is cut short or altered while it is in use
+// names nothing any more, ends no process, and is told of once.
+func TestIndexChangedInUse(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, at string){
+		"cut short": func(t *testing.T, at string) { must(t, os.Truncate(at, 0)) },
+		"altered":   func(t *testing.T, at string) { flip(t, at, 5000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, memory.TrackerNone)
+			path, content := image(t, 64)
+			buildIndex(t, path, index.Beside(path))
+			o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content)), Immutable: true})
+			must(t, err)
+			layers := r.Table().Layers()
+			copy(r.view(t, 100), content[5*names.BlockSize:][:names.BlockSize])
+			pass := names.Pass{Space: r.space, Table: r.Table(), Layers: layers}
+			found, err := pass.Run(t.Context())
+			must(t, err)
+			if got := found.At(100); got.Kind() != names.Block || got.Number() != 5 || r.CheckIndexes() {
+				t.Fatalf("with a whole index the page is %s", got)
+			}
+			change(t, index.Beside(path))
+			if name == "cut short" {
+				if found, err = pass.Run(t.Context()); err != nil || found.At(100) != 0 {
+					t.Errorf("without its bytes: %s, %v", found.At(100), err)
+				}
+			}
+			if !r.CheckIndexes() || r.CheckIndexes() {
+				t.Error("the change was not noticed, or twice")
+			}
+			if found, err = pass.Run(t.Context()); err != nil || found.At(100) != 0 {
+				t.Errorf("a look that had begun earlier: %s, %v", found.At(100), err)
+			}
+			if r.Table().Layers()[o.Layer()].Index != nil {
+				t.Error("the index is still offered")
+			}
+			if log := r.log.String(); strings.Count(log, "WARN") != 1 || !strings.Contains(log, index.Beside(path)) {
+				t.Errorf("log: %s", log)
+			}
+		})
+	}
+}

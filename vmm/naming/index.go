@@ -6,7 +6,6 @@ import (
 
 	"ditto.vm/images/index"
 	"ditto.vm/images/layer"
-	"ditto.vm/memory/names"
 )
 
 // indexSamples is how many blocks are compared with an index when it is opened,
@@ -15,27 +14,24 @@ const indexSamples = 16
 
 // openIndex opens the index beside a disk, or returns nil. A bad one is no
 // error: fewer pages get names.
-func (n *Naming) openIndex(d Disk) names.Index {
+func (n *Naming) openIndex(d Disk) *guardedIndex {
 	path := index.Beside(d.Path)
-	x, err := index.Open(path)
+	g, err := openGuarded(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		err = checkIndex(x, d.Path)
+		err = checkIndex(g.index, d.Path)
 	}
 	if err != nil {
-		if x != nil {
-			err = errors.Join(err, x.Close())
+		if g != nil {
+			err = errors.Join(err, g.Close())
 		}
 		n.log.Warn("an image's index is not used; names will be found without", "image", d.Path, "index", path,
 			"err", err, "cure", "ditto image index "+d.Path)
 		return nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.indexes = append(n.indexes, x)
-	return x
+	return g
 }
 
 // checkIndex compares an index with the image as it is now.

@@ -30,7 +30,7 @@ type Naming struct {
 	mu      sync.Mutex // guards what follows
 	files   map[boot.Source]names.LayerID
 	watched []*watchedFile
-	indexes []io.Closer
+	indexes []*guardedIndex
 	stop    context.CancelFunc // nil while the prover stands
 	done    chan struct{}
 }
@@ -82,10 +82,17 @@ type Disk struct {
 // and not used.
 func (n *Naming) AddDisk(d Disk) (*DiskObserver, error) {
 	layer := names.Layer{Title: d.Path, Size: d.Size, Immutable: d.Immutable, Source: d.Source}
-	if index := n.openIndex(d); index != nil {
+	index := n.openIndex(d)
+	if index != nil {
 		layer.Index = index
 	}
 	id, err := n.table.AddLayer(layer)
+	if index != nil {
+		index.layer = id
+		n.mu.Lock()
+		n.indexes = append(n.indexes, index)
+		n.mu.Unlock()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("name memory by disk %s: %w", d.Path, err)
 	}
@@ -132,6 +139,7 @@ func (n *Naming) Loaded(segments []boot.FileRange) {
 // whose devices are drained every proven name is true afterwards.
 func (n *Naming) Settle(ctx context.Context) error {
 	n.checkFiles()
+	n.CheckIndexes()
 	return n.prover.Settle(ctx)
 }
 
