@@ -187,7 +187,8 @@ func (q *Queue) Pop(c *Chain) bool {
 func (q *Queue) Empty() bool { return q.broken || !q.more() }
 
 // Rewind un-takes the last n chains taken, none of which was pushed: the next
-// Pop finds them again. Devices that hold a buffer for later use it in Pause.
+// Pop finds them again. Devices that hold a buffer for later use it in Pause. It
+// panics when so many are not in flight: no guest can bring that about.
 func (q *Queue) Rewind(n int) {
 	if n < 0 || n > q.InFlight() {
 		panic("virtio: rewind of chains that are not in flight")
@@ -251,7 +252,8 @@ func (q *Queue) hush() {
 }
 
 // Push gives a chain back, of whose writable part the device wrote the first
-// written bytes. The driver does not see it before [Queue.Publish].
+// written bytes. The driver does not see it before [Queue.Publish]. It panics when
+// no chain is in flight: no guest can bring that about.
 func (q *Queue) Push(head uint16, written uint32) {
 	if q.nextAvail == q.nextUsed {
 		panic("virtio: push of a chain that is not in flight")

@@ -188,18 +188,28 @@ func (q *ringQueue) enqueue(token int) {
 }
 
 // Submit implements [Queue].
-func (q *ringQueue) Submit() { q.ring.submit() }
+func (q *ringQueue) Submit() { q.ring.submit(q.refused) }
+
+// refused completes a request that the kernel did not take.
+func (q *ringQueue) refused(token uint64, errno unix.Errno) {
+	op := &q.ops[token]
+	err := error(errno)
+	if op.kind == opFlush {
+		err = op.raw.flushed(errno)
+	}
+	q.inline = append(q.inline, completion{token: int(token), err: err})
+}
 
 // Completed implements [Queue].
 func (q *ringQueue) Completed() (token int, err error, ok bool) {
-	if q.next < len(q.inline) {
-		c := q.inline[q.next]
-		if q.next++; q.next == len(q.inline) {
-			q.inline, q.next = q.inline[:0], 0
-		}
-		return c.token, c.err, true
-	}
 	for {
+		if q.next < len(q.inline) {
+			c := q.inline[q.next]
+			if q.next++; q.next == len(q.inline) {
+				q.inline, q.next = q.inline[:0], 0
+			}
+			return c.token, c.err, true
+		}
 		data, res, ok := q.ring.completed()
 		if !ok {
 			return q.pool.Completed()
@@ -218,7 +228,7 @@ func (q *ringQueue) finish(token int, res int32) (done bool, err error) {
 	switch errno := unix.Errno(-res); {
 	case res < 0 && (errno == unix.EINTR || errno == unix.EAGAIN):
 		q.enqueue(token)
-		q.ring.submit()
+		q.Submit()
 		return false, nil
 	case op.kind == opFlush && res < 0:
 		return true, op.raw.flushed(errno)
@@ -241,7 +251,7 @@ func (q *ringQueue) finish(token int, res int32) (done bool, err error) {
 	op.offset += int64(res)
 	op.iov = appendIovecs(op.iov[:0], op.bufs, length(op.bufs)-op.left)
 	q.enqueue(token)
-	q.ring.submit()
+	q.Submit()
 	return false, nil
 }
 

@@ -390,9 +390,50 @@ func TestRingIsRestricted(t *testing.T) {
 	const opNop, opOpenat = 0, 18
 	for _, op := range []byte{opNop, opOpenat} {
 		ring.entry(op, r.fd, 1, 0, 0, 0, 0)
-		ring.submit()
+		ring.submit(func(_ uint64, errno unix.Errno) { t.Errorf("operation %d was refused whole: %v", op, errno) })
 		if _, res, ok := ring.completed(); !ok || unix.Errno(-res) != unix.EACCES {
 			t.Errorf("operation %d: result %d, want EACCES", op, res)
+		}
+	}
+}
+
+// TestRingRefuses: requests that the kernel does not take fail, and the queue
+// goes on when it takes some again.
+func TestRingRefuses(t *testing.T) {
+	r := open(t, makeDisk(t, 1<<20), Options{})
+	queue, err := r.NewQueue(testDepth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer queue.Close()
+	q, ok := queue.(*ringQueue)
+	if !ok {
+		t.Skip("no io_uring: check /proc/sys/kernel/io_uring_disabled")
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(null)
+	buf := [][]byte{r.buffer(4096)}
+	for range 3 {
+		good := q.ring.fd
+		q.ring.fd = null // no ring
+		q.Read(0, buf, 0)
+		q.Read(3, buf, 4096)
+		q.Submit()
+		q.ring.fd = good
+		for _, want := range []int{0, 3} {
+			if token, err, ok := q.Completed(); !ok || token != want || err == nil {
+				t.Errorf("request %d: token %d, %v, %t; want it to fail", want, token, err, ok)
+			}
+		}
+		if token, err, ok := q.Completed(); ok {
+			t.Errorf("request %d completed twice (%v)", token, err)
+		}
+		q.Read(1, buf, 0)
+		if err := one(q); err != nil {
+			t.Errorf("afterwards: %v", err)
 		}
 	}
 }

@@ -166,7 +166,8 @@ func (r *ring) fdatasync(file int, token uint64) {
 
 // submit gives the kernel what was prepared. A ring that is out of resources
 // for a moment is asked again, which also makes room by completing requests.
-func (r *ring) submit() {
+// What the kernel refuses otherwise is taken back: refused gets its tokens.
+func (r *ring) submit(refused func(token uint64, errno unix.Errno)) {
 	if r.queued == 0 {
 		return
 	}
@@ -178,8 +179,13 @@ func (r *ring) submit() {
 			r.queued -= uint32(n)
 		case unix.EINTR, unix.EAGAIN, unix.EBUSY:
 		default:
-			// Every other error is a mistake of this code.
-			panic("disk: io_uring_enter: " + errno.Error())
+			n := r.queued
+			r.tail, r.queued = r.tail-n, 0
+			r.store(r.sq.tail, r.tail)
+			for i := range n {
+				e := r.sqes[((r.tail+i)&r.sqMask)*sqeSize:][:sqeSize]
+				refused(binary.LittleEndian.Uint64(e[32:]), errno)
+			}
 		}
 	}
 }
