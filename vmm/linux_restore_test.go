@@ -72,9 +72,8 @@ dmesg | grep -iE 'bug:|soft lockup|rcu.*stall|unstable|needs_reset|blocked for m
 `
 
 // TestProveLinuxRestore is not in the list of tests yet: of three restores within
-// six seconds the guest's kernel tells two, and the power management timer goes
-// on between the restore and the resume, so that the guest finds its time-stamp
-// counter behind. Try: ditto-lab -- vmm.test -test.run TestProveLinuxRestore
+// six seconds the guest's kernel tells two. Try:
+// ditto-lab -- vmm.test -test.run TestProveLinuxRestore
 //
 // A guest with every device is saved and restored while it
 // counts, and goes on: no time has passed for it, its disk, its network, its

@@ -127,6 +127,6 @@ func (p *platform) restore(x *state.Platform) error {
 	if err := p.rtc.SetState(clock); err != nil {
 		return err
 	}
-	p.timer.SetCounter(x.GetPmTimer())
+	p.timer.SetCounter(x.GetPmTimer(), 0)
 	return p.ged.SetState(events)
 }

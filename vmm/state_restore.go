@@ -266,5 +266,7 @@ func (m *VM) firstResume(ctx context.Context) error {
 			return fmt.Errorf("clock of vCPU %d: %w", i, err)
 		}
 	}
+	// Linux compares its clocks with each other: they must not drift apart.
+	m.platform.timer.SetCounter(s.platform.GetPmTimer(), later)
 	return s.clock.apply(m.kvm, later)
 }

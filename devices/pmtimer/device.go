@@ -37,8 +37,11 @@ func (d *Device) Counter() uint32 {
 	return d.offset.Load() + ticks(time.Since(d.start))
 }
 
-// SetCounter lets the counter go on from v. A restored guest sees no step.
-func (d *Device) SetCounter(v uint32) { d.offset.Store(v - ticks(time.Since(d.start))) }
+// SetCounter lets the counter go on from what it is some time after v. A restored
+// guest for which no time has passed sees no step.
+func (d *Device) SetCounter(v uint32, later time.Duration) {
+	d.offset.Store(v + ticks(later) - ticks(time.Since(d.start)))
+}
 
 // ticks converts a duration, without an overflow however long it is.
 func ticks(since time.Duration) uint32 {
