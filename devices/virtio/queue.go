@@ -186,6 +186,12 @@ func (q *Queue) Pop(c *Chain) bool {
 // the next, exactly as Pop does.
 func (q *Queue) Empty() bool { return q.broken || !q.more() }
 
+// Waiting reports whether chains are waiting. Unlike [Queue.Empty] it does not
+// ask for a kick when there is none.
+func (q *Queue) Waiting() bool {
+	return !q.broken && (q.nextAvail != q.seenAvail || q.nextAvail != load16(q.avail, ringIndexOff))
+}
+
 // Rewind un-takes the last n chains taken, none of which was pushed: the next
 // Pop finds them again. Devices that hold a buffer for later use it in Pause. It
 // panics when so many are not in flight: no guest can bring that about.

@@ -370,7 +370,13 @@ func TestNotificationSuppression(t *testing.T) {
 		r.simple(0)
 		r.simple(1)
 		var c Chain
+		if r.q.Waiting() {
+			t.Error("chains wait in an empty ring")
+		}
 		r.offer(0, 1)
+		if !r.q.Waiting() {
+			t.Error("no chains wait")
+		}
 		r.pop(&c)
 		if r.get16(testUsed) != usedNoNotify {
 			t.Error("kicks are wanted while the ring is drained")
@@ -391,6 +397,9 @@ func TestNotificationSuppression(t *testing.T) {
 		r.pop(&c)
 		if r.availEvent() != 0 {
 			t.Error("avail_event moved while draining")
+		}
+		if r.q.Waiting() || r.availEvent() != 0 {
+			t.Error("looking for chains asked for a kick")
 		}
 		if r.q.Pop(&c) || r.availEvent() != 1 {
 			t.Errorf("avail_event is %d, want 1", r.availEvent())

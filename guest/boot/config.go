@@ -26,7 +26,7 @@ var (
 	// ErrNoPVH: an ELF kernel without the PVH entry note.
 	ErrNoPVH = errors.New("kernel has no PVH entry point")
 	// ErrNoRoom: kernel or initrd do not fit into guest memory.
-	ErrNoRoom = errors.New("does not fit into guest memory")
+	ErrNoRoom = errors.New("does not fit into guest memory: give the machine more")
 	// ErrCmdline: the command line is longer than the kernel accepts, or
 	// holds a NUL byte.
 	ErrCmdline = errors.New("bad kernel command line")

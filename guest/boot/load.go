@@ -134,5 +134,5 @@ func identify(image *Image) (Protocol, []byte, error) {
 			return 0, nil, fmt.Errorf("%s: is %s: %w", image.Name, s.what, s.err)
 		}
 	}
-	return 0, nil, fmt.Errorf("%s: neither a bzImage nor an ELF file: %w", image.Name, ErrNotKernel)
+	return 0, nil, fmt.Errorf("%s: neither a bzImage nor an ELF file, which Debian calls vmlinuz and vmlinux: %w", image.Name, ErrNotKernel)
 }

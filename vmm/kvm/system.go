@@ -45,7 +45,7 @@ func Open() (*System, error) {
 	}
 	if err != nil {
 		_ = s.Close()
-		return nil, fmt.Errorf("KVM_GET_API_VERSION: %w", err)
+		return nil, fmt.Errorf("%s is not a KVM that can be used (KVM_GET_API_VERSION: %w): see ls -l %[1]s", DevicePath, err)
 	}
 	return s, nil
 }

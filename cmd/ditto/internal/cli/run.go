@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/cmd/ditto/internal/terminal"
 	"ditto.vm/cmd/ditto/internal/vmproc"
+	"ditto.vm/vmm"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/sandbox"
 )
@@ -97,6 +99,9 @@ func (f *runFlags) config(cmd *cobra.Command, args []string) (config.Config, err
 	}
 	if len(args) > 0 {
 		cfg.Command = args
+	}
+	if len(cfg.Command) > 0 && strings.HasPrefix(cfg.Kernel, vmm.PayloadPrefix) {
+		return cfg, exit.New(exit.Usage, errors.New("a payload runs no commands: leave out what follows --"))
 	}
 	return cfg, cfg.Validate()
 }
