@@ -8,10 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -182,24 +184,24 @@ func (s *suite) run(ctx context.Context, chosen []bench.Benchmark) (err error) {
 			s.say("Linux guests need an emulated host: %s", why)
 		}
 	}
-	var away []string
+	away := map[int][]string{} // by CPUs of the emulated host
 	for _, b := range chosen {
 		if b.Where == bench.Lab && !here {
-			away = append(away, b.Name)
+			away[b.LabCPUs] = append(away[b.LabCPUs], b.Name)
 			continue
 		}
 		if err := s.done(bench.Run(ctx, &b, &env, s.say)); err != nil {
 			return err
 		}
 	}
-	if len(away) == 0 {
-		return ctx.Err()
-	}
 	var broken error
-	err = bench.RunInLab(ctx, program, []string{insideArg}, bench.Job{Names: away, Env: env}, s.say, func(r bench.Result) {
-		broken = errors.Join(broken, s.done(r))
-	})
-	return errors.Join(err, broken)
+	for _, cpus := range slices.Sorted(maps.Keys(away)) {
+		err := bench.RunInLab(ctx, cpus, program, []string{insideArg}, bench.Job{Names: away[cpus], Env: env}, s.say, func(r bench.Result) {
+			broken = errors.Join(broken, s.done(r))
+		})
+		broken = errors.Join(broken, err)
+	}
+	return errors.Join(broken, ctx.Err())
 }
 
 // done keeps a result and prints what came of it.

@@ -71,6 +71,11 @@ type Benchmark struct {
 	Name  string
 	Title string
 	Where Where
+	// LabCPUs is how many CPUs the emulated host has. One is safe and fair, since
+	// with several a kernel that patches its own code dies now and then (see
+	// internal/lab). Zero means as many as this host, for what needs a VMM's
+	// threads to run beside the guest.
+	LabCPUs int
 	// NeedsDisk says that Env.RootDisk is used.
 	NeedsDisk bool
 	Rounds    int // that count

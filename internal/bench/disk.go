@@ -19,7 +19,7 @@ const nameQEMU = "qemu"
 // The disk and network benchmarks' guest.
 const (
 	loadMemoryMiB = 1024
-	loadCPUs      = 2
+	loadCPUs      = 1
 	testDiskBytes = 256 << 20
 	fioSeconds    = 4
 )

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 
 	"ditto.vm/internal/lab"
@@ -28,14 +29,14 @@ type Event struct {
 // rootDiskInLab is where [RunInLab] attaches Env.RootDisk.
 const rootDiskInLab = lab.DiskDir + "/disk0"
 
-// RunInLab boots an emulated host and runs the named benchmarks in it. program
-// is this very program; it is run with the arguments args and gets the [Job]
-// on its standard input.
-func RunInLab(ctx context.Context, program string, args []string, job Job, progress Progress, done func(Result)) (err error) {
-	// One CPU: with several, kernels that patch their own code die now and then
-	// (see internal/lab). So what is compared is work for work, not what VMMs do
-	// beside their guests.
-	var options lab.Options
+// RunInLab boots an emulated host with so many CPUs (see [Benchmark.LabCPUs]) and
+// runs the named benchmarks in it. program is this very program; it is run with
+// the arguments args and gets the [Job] on its standard input.
+func RunInLab(ctx context.Context, cpus int, program string, args []string, job Job, progress Progress, done func(Result)) (err error) {
+	if cpus == 0 {
+		cpus = runtime.NumCPU()
+	}
+	options := lab.Options{CPUs: cpus}
 	if job.Env.RootDisk != "" {
 		options.Disks = []string{job.Env.RootDisk}
 		job.Env.RootDisk = rootDiskInLab

@@ -27,7 +27,7 @@ func namesFrames() Benchmark {
 		Name: "names-frames",
 		Title: fmt.Sprintf("Large frames left of a Debian guest that has read %d MiB and idled for %s, while its pages are named",
 			namesReadMiB, namesIdle),
-		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
+		Where: Lab, LabCPUs: 1, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		OpenLimit: 5 * time.Minute, RunLimit: 3 * time.Minute,
 		Metrics: []Metric{
 			{left, "%", Higher, "the share of 2 MiB entries in what KVM maps, of that before the idle time; the guest reads its cache before each count"},
