@@ -122,6 +122,7 @@ u-root userland and a network that needs no privileges.
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
 		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
+		e.snapshotCommand(),
 		e.doctorCommand(), e.imageCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
