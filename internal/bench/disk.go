@@ -44,7 +44,7 @@ func fioJobs() []fioJob {
 func disk(cache string) Benchmark {
 	b := Benchmark{
 		Name: "disk-" + cache,
-		Title: fmt.Sprintf("fio in a Debian guest (%d vCPUs) on a virtio disk, cache=%s: libaio, direct, depth 32, %d s a run",
+		Title: fmt.Sprintf("fio in a Debian guest (%d vCPU) on a virtio disk, cache=%s: libaio, direct, depth 32, %d s a run",
 			loadCPUs, cache, fioSeconds),
 		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		OpenLimit: 5 * time.Minute, RunLimit: 2 * time.Minute,

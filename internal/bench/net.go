@@ -18,7 +18,7 @@ const iperfSeconds = 4
 func network() Benchmark {
 	return Benchmark{
 		Name:  "net-tap",
-		Title: fmt.Sprintf("iperf3, one TCP stream between a Debian guest (%d vCPUs) and its host over tap, no vhost, %d s a run", loadCPUs, iperfSeconds),
+		Title: fmt.Sprintf("iperf3, one TCP stream between a Debian guest (%d vCPU) and its host over tap, no vhost, %d s a run", loadCPUs, iperfSeconds),
 		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		Metrics: []Metric{
 			{"to-guest", "Gbit/s", Higher, "host to guest, as received"},
