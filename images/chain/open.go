@@ -31,8 +31,9 @@ type Options struct {
 	Cache    disk.Cache
 	// Format of the top.
 	Format Format
-
-	below bool // a backing file, which may have any length
+	// AnyLength takes a raw image of any length, as a backing file may have.
+	// Zeros fill its last block.
+	AnyLength bool
 }
 
 // Open opens and locks an image and everything below it. What a user can get
@@ -64,7 +65,7 @@ func (c *Chain) openBelow(last *Layer) error {
 		if depth >= MaxDepth {
 			return &disk.Error{Path: last.Path(), Reason: fmt.Sprintf("is on more than %d layers", MaxDepth), Cure: "merge some with 'ditto image commit'"}
 		}
-		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, below: true})
+		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, AnyLength: true})
 		if err != nil {
 			return fmt.Errorf("below %s: %w", last.Path(), err)
 		}
@@ -91,7 +92,7 @@ func openLayer(path string, o Options) (*Layer, error) {
 	}
 	switch format {
 	case Raw:
-		file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Raw: o.Format == Raw, Container: o.below})
+		file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Raw: o.Format == Raw, Container: o.AnyLength})
 		if err != nil {
 			return nil, err
 		}

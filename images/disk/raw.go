@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,15 @@ func (r *Raw) Path() string { return r.path }
 
 // Cache is the mode it was opened with.
 func (r *Raw) Cache() Cache { return r.options.Cache }
+
+// Dup returns the open file once more, for mapping it. The caller closes it.
+func (r *Raw) Dup() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", r.path, err)
+	}
+	return os.NewFile(uintptr(fd), r.path), nil
+}
 
 // Close implements [Image].
 func (r *Raw) Close() error {

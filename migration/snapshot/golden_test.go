@@ -58,8 +58,9 @@ func TestGolden(t *testing.T) {
 			}
 		}
 		find := func(string, Parent) (string, error) { return filepath.Join(kept, string(c)+"-base"), nil }
-		raw := func(string, Layer) (LayerFile, error) {
-			return openRaw(s.dir, Layer{Path: "disk.img", Format: "raw"})
+		raw := func(_ string, l Layer) (LayerFile, error) {
+			l.Path = "disk.img"
+			return openLayer(s.dir, l)
 		}
 		snap, err := Open(filepath.Join(kept, string(c)+"-child"), OpenOptions{OpenLayer: raw, FindParent: find})
 		if err != nil {

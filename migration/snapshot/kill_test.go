@@ -110,8 +110,9 @@ func TestKill(t *testing.T) {
 // checkKilled reads a snapshot of the same memory in a folder without a layer.
 func (s *scene) checkKilled(path string) {
 	s.t.Helper()
-	raw := func(string, Layer) (LayerFile, error) {
-		return openRaw(s.dir, Layer{Path: "disk.img", Format: "raw"})
+	raw := func(_ string, l Layer) (LayerFile, error) {
+		l.Path = "disk.img"
+		return openLayer(s.dir, l)
 	}
 	snap, err := Open(path, OpenOptions{OpenLayer: raw})
 	if err != nil {

@@ -31,26 +31,6 @@ type Extenter interface {
 	Extent(off int64) (f *os.File, at, size int64)
 }
 
-// rawLayer is a raw layer.
-type rawLayer struct{ *layer.File }
-
-// Extent implements [Extenter].
-func (r rawLayer) Extent(off int64) (f *os.File, at, size int64) {
-	return r.OSFile(), off, r.Size() - off
-}
-
-// openRaw opens a layer that is stored as it is.
-func openRaw(dir string, l Layer) (LayerFile, error) {
-	if l.Format != "raw" {
-		return nil, fmt.Errorf("%s: format %s cannot be read here", l.Path, l.Format)
-	}
-	f, err := layer.OpenFile(beside(dir, l.Path))
-	if err != nil {
-		return nil, err
-	}
-	return rawLayer{f}, nil
-}
-
 // layerSet are the layers of a snapshot, opened when they are needed.
 type layerSet struct {
 	mu    sync.Mutex // guards the following

@@ -29,13 +29,31 @@ type Snapshot struct {
 }
 
 // OpenOptions say where things are. The zero value looks where the snapshot
-// says, and reads raw layers.
+// says.
 type OpenOptions struct {
-	// OpenLayer opens a layer of the snapshot in dir. Nil opens raw files.
+	// OpenLayer opens a layer of the snapshot in dir. Nil opens the image that
+	// [FindLayer] finds, with all that it is stacked on.
 	OpenLayer func(dir string, l Layer) (LayerFile, error)
 	// FindParent returns the folder of the parent of the snapshot in dir. Nil
 	// looks where the snapshot says, and then beside it.
 	FindParent func(dir string, p Parent) (string, error)
+	// OpenFile opens a file of the snapshot in dir for reading, by its name in
+	// the format. Nil opens it there; a process that may not can have it done by
+	// another.
+	OpenFile func(dir, name string) (*os.File, error)
+}
+
+// complete fills in what is nil.
+func (o *OpenOptions) complete() {
+	if o.OpenFile == nil {
+		o.OpenFile = openIn
+	}
+	if o.OpenLayer == nil {
+		o.OpenLayer = openLayer
+	}
+	if o.FindParent == nil {
+		o.FindParent = o.findParent
+	}
 }
 
 // Open opens the snapshot in the folder dir, and checks all of it but the bytes
@@ -47,12 +65,7 @@ func Open(dir string, o OpenOptions) (*Snapshot, error) {
 // open opens a snapshot, whose identity must be want, if not nil, in a chain
 // that is so long already.
 func open(dir string, o OpenOptions, want *ID, chain int) (_ *Snapshot, err error) {
-	if o.OpenLayer == nil {
-		o.OpenLayer = openRaw
-	}
-	if o.FindParent == nil {
-		o.FindParent = findParent
-	}
+	o.complete()
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
@@ -62,12 +75,7 @@ func open(dir string, o OpenOptions, want *ID, chain int) (_ *Snapshot, err erro
 			err = errors.Join(fmt.Errorf("snapshot %s: %w", dir, err), s.Close())
 		}
 	}()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	if err := s.readManifest(root); err != nil {
+	if err := s.readManifest(); err != nil {
 		return nil, err
 	}
 	if want != nil && s.id != *want {
@@ -76,7 +84,7 @@ func open(dir string, o OpenOptions, want *ID, chain int) (_ *Snapshot, err erro
 	if chain+s.m.Depth() > MaxChain {
 		return nil, formatError("a chain of more than %d snapshots", MaxChain)
 	}
-	if err := s.readFiles(root); err != nil {
+	if err := s.readFiles(); err != nil {
 		return nil, err
 	}
 	if s.m.Parent != nil {
@@ -88,8 +96,8 @@ func open(dir string, o OpenOptions, want *ID, chain int) (_ *Snapshot, err erro
 	return s, nil
 }
 
-func (s *Snapshot) readManifest(root *os.Root) error {
-	f, size, err := openFile(root, manifestName)
+func (s *Snapshot) readManifest() error {
+	f, size, err := s.openFile(manifestName)
 	if err != nil {
 		return err
 	}
@@ -105,13 +113,24 @@ func (s *Snapshot) readManifest(root *os.Root) error {
 	return err
 }
 
-// openFile opens a file of a snapshot, which is a file indeed.
-func openFile(root *os.Root, name string) (*os.File, uint64, error) {
+// openIn opens a file of the snapshot in a folder, and none elsewhere.
+func openIn(dir, name string) (*os.File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
 	// O_NONBLOCK: a FIFO of that name must not hang.
 	f, err := root.OpenFile(filepath.FromSlash(name), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, fmt.Errorf("%w: %w", ErrFormat, err)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
+	return f, err
+}
+
+// openFile opens a file of the snapshot, which is a file indeed.
+func (s *Snapshot) openFile(name string) (*os.File, uint64, error) {
+	f, err := s.o.OpenFile(s.dir, name)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -126,8 +145,8 @@ func openFile(root *os.Root, name string) (*os.File, uint64, error) {
 }
 
 // readFile reads a file that the manifest describes.
-func readFile(root *os.Root, name string, want File) ([]byte, error) {
-	f, size, err := openFile(root, name)
+func (s *Snapshot) readFile(name string, want File) ([]byte, error) {
+	f, size, err := s.openFile(name)
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +165,8 @@ func readFile(root *os.Root, name string, want File) ([]byte, error) {
 }
 
 // readFiles reads the page map and the sections, and opens pages.
-func (s *Snapshot) readFiles(root *os.Root) error {
-	b, err := readFile(root, pageMapName, s.m.PageMap)
+func (s *Snapshot) readFiles() error {
+	b, err := s.readFile(pageMapName, s.m.PageMap)
 	if err != nil {
 		return err
 	}
@@ -163,14 +182,14 @@ func (s *Snapshot) readFiles(root *os.Root) error {
 		return formatError("manifest and page map do not agree on what is held")
 	}
 	var size uint64
-	if s.pages, size, err = openFile(root, pagesName); err != nil {
+	if s.pages, size, err = s.openFile(pagesName); err != nil {
 		return err
 	}
 	if size != s.m.Pages.Size {
 		return formatError("%s has %d bytes and should have %d", pagesName, size, s.m.Pages.Size)
 	}
 	for _, f := range s.m.Sections {
-		b, err := readFile(root, sectionsName+"/"+f.Name, f.File)
+		b, err := s.readFile(sectionsName+"/"+f.Name, f.File)
 		if err != nil {
 			return err
 		}
@@ -204,9 +223,9 @@ func beside(dir, path string) string {
 }
 
 // findParent looks for a parent where it was, and then among the neighbours.
-func findParent(dir string, p Parent) (string, error) {
+func (o *OpenOptions) findParent(dir string, p Parent) (string, error) {
 	stated := beside(dir, p.Path)
-	id, err := identify(stated)
+	id, err := o.identify(stated)
 	if err == nil && id == p.ID {
 		return stated, nil
 	}
@@ -216,7 +235,7 @@ func findParent(dir string, p Parent) (string, error) {
 	}
 	for _, e := range entries {
 		path := filepath.Join(filepath.Dir(dir), e.Name())
-		if id, err := identify(path); err == nil && id == p.ID {
+		if id, err := o.identify(path); err == nil && id == p.ID {
 			return path, nil
 		}
 	}
@@ -227,14 +246,9 @@ func findParent(dir string, p Parent) (string, error) {
 }
 
 // identify reads the manifest in a folder.
-func identify(dir string) (ID, error) {
-	var s Snapshot
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return ID{}, err
-	}
-	defer root.Close()
-	err = s.readManifest(root)
+func (o *OpenOptions) identify(dir string) (ID, error) {
+	s := Snapshot{dir: dir, o: *o}
+	err := s.readManifest()
 	return s.id, err
 }
 

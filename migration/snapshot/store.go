@@ -62,14 +62,9 @@ func List(dir string) ([]Entry, error) {
 // inspect reads the manifest of a snapshot.
 func inspect(path string) Entry {
 	e := Entry{Path: path}
-	root, err := os.OpenRoot(path)
-	if err != nil {
-		e.Err = err
-		return e
-	}
-	defer root.Close()
-	var s Snapshot
-	if err := s.readManifest(root); err != nil {
+	s := Snapshot{dir: path}
+	s.o.complete()
+	if err := s.readManifest(); err != nil {
 		e.Err = fmt.Errorf("snapshot %s: %w", path, err)
 		return e
 	}
