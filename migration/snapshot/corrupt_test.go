@@ -147,6 +147,39 @@ func TestLoadNotices(t *testing.T) {
 	}
 }
 
+// TestDigestsNotice: digests that Open does not read are proven when they are
+// wanted.
+func TestDigestsNotice(t *testing.T) {
+	for _, c := range []Compression{None, Zstd} {
+		_, dir := small(t, c)
+		path := filepath.Join(dir, pageMapName)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)-1] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		snap, err := Open(dir, OpenOptions{})
+		if err != nil {
+			t.Fatalf("%s: the end of the page map was read to open it: %v", c, err)
+		}
+		if err := snap.Load(context.Background(), newSpace(t, 1<<20), LoadOptions{}); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: load: %v", c, err)
+		}
+		if err := snap.Verify(context.Background(), LoadOptions{}); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: verify: %v", c, err)
+		}
+		reader := snap.NewReader()
+		if err := reader.ReadPage(100, make([]byte, memory.PageSize)); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: read: %v", c, err)
+		}
+		reader.Close()
+		snap.Close()
+	}
+}
+
 // TestTruncated cuts each file at each length that means something, and removes
 // it.
 func TestTruncated(t *testing.T) {
@@ -211,7 +244,7 @@ func TestNewerVersion(t *testing.T) {
 			os.WriteFile(path, b, 0o600)
 		} else {
 			b[offVersion] = 2
-			_, err = decodePageMap(b, mapScope{regions: []memory.Range{{Size: 1 << 20}}})
+			_, _, err = readHeader(b, mapScope{regions: []memory.Range{{Size: 1 << 20}}})
 		}
 		if !errors.Is(err, ErrVersion) || errors.Is(err, ErrFormat) {
 			t.Errorf("%s: %v", name, err)

@@ -20,6 +20,15 @@ func digestOf(b []byte) Digest {
 	return Digest(sum[:16])
 }
 
+// digestOfAll returns the digest over digests, one after the other.
+func digestOfAll(all []Digest) Digest {
+	flat := make([]byte, 0, digestSize*len(all))
+	for _, d := range all {
+		flat = append(flat, d[:]...)
+	}
+	return digestOf(flat)
+}
+
 // String returns 32 hexadecimal digits.
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 

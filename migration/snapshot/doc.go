@@ -20,11 +20,15 @@
 // whole snapshot under its name or none. A writer that is killed leaves
 // .NAME.partial-PID, which the next one takes away.
 //
-// Trust: everything read is hostile. [Open] checks all of the manifest, the page
-// map and the sections before anything is used, so that no later step reads
-// outside of memory, of pages or of a layer, or runs without end. Bytes of pages
-// are checked against their digests when they are read; [Snapshot.Verify] reads
-// all of them. Digests are the first 16 bytes of BLAKE3.
+// Trust: everything read is hostile. [Open] checks all of the manifest, the head
+// of the page map and the sections before anything is used, so that no later step
+// reads outside of memory, of pages or of a layer, or runs without end. Bytes of
+// pages are checked against their digests when they are read, and the digests
+// against the head, part by part, so that what opening costs does not follow the
+// size of memory. [Snapshot.Verify] reads everything. Pages that are mapped are
+// checked by nobody: that the layers' files are what they were is known by their
+// stamps, and pages, by its size, and else by Verify. Digests are the first 16
+// bytes of BLAKE3.
 //
 // An incremental snapshot names pages of its parent, which it knows by identity:
 // the digest over the parent's manifest, and so over all of the parent. Chains

@@ -151,7 +151,11 @@ func (s *Snapshot) readBlocks(i int, b []byte) error {
 	if err := readFull(f, b, int64(r.Number)*memory.PageSize); err != nil {
 		return fmt.Errorf("%w: %s: read %d blocks from %d on: %w", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number, err)
 	}
-	if blocksDigest(b) != s.p.blockDigests[s.p.blockRun[i]] {
+	want, err := s.p.blockDigest(s.p.blockRun[i])
+	if err != nil {
+		return err
+	}
+	if blocksDigest(b) != want {
 		return fmt.Errorf("%w: %s: the %d blocks from %d on are not what they were", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number)
 	}
 	return nil

@@ -20,6 +20,7 @@ type Snapshot struct {
 	id       ID
 	p        *pageMap
 	sections []Section
+	digests  *os.File // the page map, whose digests are read when they are wanted
 	pages    *os.File
 	parent   *Snapshot
 	// flat is memory without references to parents.
@@ -164,24 +165,21 @@ func (s *Snapshot) readFile(name string, want File) ([]byte, error) {
 	return b, nil
 }
 
-// readFiles reads the page map and the sections, and opens pages.
+// readFiles reads the head of the page map and the sections, and opens pages.
 func (s *Snapshot) readFiles() error {
-	b, err := s.readFile(pageMapName, s.m.PageMap)
-	if err != nil {
-		return err
-	}
-	if s.p, err = decodePageMap(b, s.m.scope()); err != nil {
+	if err := s.readPageMap(); err != nil {
 		return err
 	}
 	switch {
 	case s.p.compressed() != (s.m.Compression == Zstd):
 		return formatError("compression %s, and %d frames", s.m.Compression, len(s.p.frames))
-	case s.p.pagesSize != s.m.Pages.Size || s.p.slotDigest() != s.m.Pages.Digest:
+	case s.p.pagesSize != s.m.Pages.Size:
 		return formatError("manifest and page map do not agree on pages")
 	case holdsOf(s.p.runs) != s.m.Holds:
 		return formatError("manifest and page map do not agree on what is held")
 	}
 	var size uint64
+	var err error
 	if s.pages, size, err = s.openFile(pagesName); err != nil {
 		return err
 	}
@@ -195,6 +193,41 @@ func (s *Snapshot) readFiles() error {
 		}
 		s.sections = append(s.sections, Section{Name: f.Name, Version: f.Version, Bytes: b})
 	}
+	return nil
+}
+
+// readPageMap reads what of the page map proves the rest of it.
+func (s *Snapshot) readPageMap() error {
+	var size uint64
+	var err error
+	if s.digests, size, err = s.openFile(pageMapName); err != nil {
+		return err
+	}
+	if size != s.m.PageMap.Size {
+		return formatError("%s has %d bytes and should have %d", pageMapName, size, s.m.PageMap.Size)
+	}
+	head := make([]byte, min(size, headerSize))
+	if err := readFull(s.digests, head, 0); err != nil {
+		return fmt.Errorf("%s: %w", pageMapName, err)
+	}
+	_, counts, err := readHeader(head, s.m.scope())
+	if err != nil {
+		return err
+	}
+	if headSize(counts) > size {
+		return formatError("page map: it has %d bytes and should have more: truncated", size)
+	}
+	head = make([]byte, headSize(counts))
+	if err := readFull(s.digests, head, 0); err != nil {
+		return fmt.Errorf("%s: %w", pageMapName, err)
+	}
+	if digestOf(head) != s.m.PageMap.Digest {
+		return formatError("%s was altered", pageMapName)
+	}
+	if s.p, err = decodePageMap(head, size, s.m.scope()); err != nil {
+		return err
+	}
+	s.p.table.file = s.digests
 	return nil
 }
 
@@ -255,8 +288,10 @@ func (o *OpenOptions) identify(dir string) (ID, error) {
 // Close closes the snapshot and its ancestors.
 func (s *Snapshot) Close() error {
 	errs := []error{s.layers.close()}
-	if s.pages != nil {
-		errs = append(errs, s.pages.Close())
+	for _, f := range []*os.File{s.digests, s.pages} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	if s.parent != nil {
 		errs = append(errs, s.parent.Close())
@@ -295,6 +330,7 @@ type flatRun struct {
 // stay, and refer to the pages of src.
 func (s *Snapshot) flatten() {
 	j := 0
+	s.flat = make([]flatRun, 0, len(s.p.runs))
 	for i, r := range s.p.runs {
 		if r.Kind != FromParent {
 			s.flat = append(s.flat, flatRun{r, s, i})
@@ -333,5 +369,9 @@ func (s *Snapshot) resolve(gfn memory.GFN) (flatRun, bool) {
 // holds reports whether the snapshot is known to hold a page with this digest.
 func (s *Snapshot) holds(gfn memory.GFN, d Digest) bool {
 	f, ok := s.resolve(gfn)
-	return ok && f.Kind == Unique && f.src.p.digests[f.Number] == d
+	if !ok || f.Kind != Unique {
+		return false
+	}
+	held, err := f.src.p.slotDigest(f.Number)
+	return err == nil && held == d
 }

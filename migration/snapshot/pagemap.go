@@ -24,7 +24,7 @@ const (
 	offFramePages = 64  // u32: slots of a frame, 0 for no compression
 	offReserved   = 68  // 4 bytes
 	offPagesSize  = 72  // u64: size of the file pages
-	offBodySum    = 80  // XXH3-128 of all bytes behind the header
+	offHeadSum    = 80  // XXH3-128 of the rest of the head
 	offReserved2  = 96  // 24 bytes
 	offHeaderSum  = 120 // XXH3-64 of the bytes before it
 
@@ -57,28 +57,47 @@ type frame struct {
 }
 
 // pageMap says what every page of memory equals.
+//
+//	header | runs | frames | digests of the parts || digests, in parts
+//	`----------------- head -------------------'
+//
+// The head is read and checked whole, and proves the rest: a part is read, and
+// compared with its digest, when a digest in it is wanted. So what opening costs
+// follows the number of runs, not that of pages.
 type pageMap struct {
 	runs []Run
-	// blockDigests[i] is over the digests of the pages of the i'th Block run.
-	blockDigests []Digest
 	// blockRun[i] is the place of run i among the Block runs.
-	blockRun []uint32
-	// digests[slot] is over the page at that place; none where no page is.
-	digests    []Digest
+	blockRun   []uint32
 	frames     []frame
 	framePages uint32
 	pagesSize  uint64
+	// slots are the places in pages, and used has a bit for each that a page is
+	// in.
+	slots uint64
+	used  []uint64
+
+	// A page map that is written has all digests: over those of the pages of the
+	// i'th Block run, and over the page at each place, none where no page is.
+	blockDigests, digests []Digest
+	// One that is read fetches them.
+	table digestTable
 }
 
-// bodySize is the size behind the header.
-func bodySize(runs, blockRuns, slots, frames uint64) uint64 {
-	return runs*runSize + blockRuns*digestSize + slots*digestSize + frames*frameSize
+// headSize is the size of the head.
+func headSize(c mapCounts) uint64 {
+	return headerSize + c.runs*runSize + c.frames*frameSize + partsOf(c.blockRuns+c.slots)*digestSize
 }
 
-// encode returns the bytes of the page map.
-func (p *pageMap) encode() []byte {
-	body := bodySize(uint64(len(p.runs)), uint64(len(p.blockDigests)), uint64(len(p.digests)), uint64(len(p.frames)))
-	b := make([]byte, headerSize, headerSize+body)
+// counts returns the numbers of entries of a page map that is written.
+func (p *pageMap) counts() mapCounts {
+	return mapCounts{uint64(len(p.runs)), uint64(len(p.blockDigests)), uint64(len(p.digests)), uint64(len(p.frames))}
+}
+
+// encode returns the bytes of the page map, and how many of them are its head.
+func (p *pageMap) encode() (b []byte, head uint64) {
+	c := p.counts()
+	head = headSize(c)
+	b = make([]byte, headerSize, head+(c.blockRuns+c.slots)*digestSize)
 	le := binary.LittleEndian
 	pages := uint64(0)
 	for _, r := range p.runs {
@@ -88,17 +107,22 @@ func (p *pageMap) encode() []byte {
 		b = le.AppendUint16(b, uint16(r.Layer))
 		b = le.AppendUint64(b, r.Number)
 	}
-	for _, d := range p.blockDigests {
-		b = append(b, d[:]...)
-	}
-	for _, d := range p.digests {
-		b = append(b, d[:]...)
-	}
 	for _, f := range p.frames {
 		b = le.AppendUint64(b, f.offset)
 		b = le.AppendUint32(b, f.size)
 		b = le.AppendUint32(b, f.pages)
 		b = le.AppendUint64(b, f.sum)
+	}
+	parts := uint64(len(b))
+	b = b[:head]
+	for _, all := range [][]Digest{p.blockDigests, p.digests} {
+		for _, d := range all {
+			b = append(b, d[:]...)
+		}
+	}
+	for at := head; at < uint64(len(b)); at += partSize {
+		d := digestOf(b[at:min(at+partSize, uint64(len(b)))])
+		parts += uint64(copy(b[parts:], d[:]))
 	}
 	copy(b[offMagic:], magic)
 	le.PutUint32(b[offVersion:], Format)
@@ -106,26 +130,16 @@ func (p *pageMap) encode() []byte {
 	le.PutUint32(b[offPageSize:], memory.PageSize)
 	le.PutUint32(b[offDigestKind:], digestBLAKE3)
 	le.PutUint64(b[offMapPages:], pages)
-	le.PutUint64(b[offRuns:], uint64(len(p.runs)))
-	le.PutUint64(b[offBlockRuns:], uint64(len(p.blockDigests)))
-	le.PutUint64(b[offSlots:], uint64(len(p.digests)))
-	le.PutUint64(b[offFrames:], uint64(len(p.frames)))
+	le.PutUint64(b[offRuns:], c.runs)
+	le.PutUint64(b[offBlockRuns:], c.blockRuns)
+	le.PutUint64(b[offSlots:], c.slots)
+	le.PutUint64(b[offFrames:], c.frames)
 	le.PutUint32(b[offFramePages:], p.framePages)
 	le.PutUint64(b[offPagesSize:], p.pagesSize)
-	sum := xxh3.Hash128(b[headerSize:]).Bytes()
-	copy(b[offBodySum:], sum[:])
+	sum := xxh3.Hash128(b[headerSize:head]).Bytes()
+	copy(b[offHeadSum:], sum[:])
 	le.PutUint64(b[offHeaderSum:], xxh3.Hash(b[:offHeaderSum]))
-	return b
-}
-
-// slotDigest is the digest over the digests of the slots, which the manifest
-// gives for the file pages.
-func (p *pageMap) slotDigest() Digest {
-	flat := make([]byte, 0, digestSize*len(p.digests))
-	for _, d := range p.digests {
-		flat = append(flat, d[:]...)
-	}
-	return digestOf(flat)
+	return b, head
 }
 
 // mapScope is what a page map is checked against.
@@ -140,15 +154,15 @@ func (m *Manifest) scope() mapScope {
 	return mapScope{regions: m.regions(), layers: m.Layers, parent: m.Parent != nil}
 }
 
-// decodePageMap checks everything that a page map says. The rest of the package
-// relies on all of it.
-func decodePageMap(b []byte, scope mapScope) (*pageMap, error) {
-	p, counts, err := decodeHeader(b, scope)
+// decodePageMap checks everything that the head of a page map says. The rest of
+// the package relies on all of it. The file behind it is so long as is said.
+func decodePageMap(head []byte, size uint64, scope mapScope) (*pageMap, error) {
+	p, counts, err := decodeHeader(head, size, scope)
 	if err != nil {
 		return nil, err
 	}
 	le := binary.LittleEndian
-	body := b[headerSize:]
+	body := head[headerSize:]
 	take := func(n uint64) []byte {
 		part := body[:n]
 		body = body[n:]
@@ -160,15 +174,16 @@ func decodePageMap(b []byte, scope mapScope) (*pageMap, error) {
 	if blocks := p.indexBlocks(); blocks != counts.blockRuns {
 		return nil, formatError("page map: digests of %d runs of blocks for %d runs", counts.blockRuns, blocks)
 	}
-	p.blockDigests = digests(take(counts.blockRuns * digestSize))
-	p.digests = digests(take(counts.slots * digestSize))
+	p.frames = make([]frame, 0, counts.frames)
 	for f := take(counts.frames * frameSize); len(f) > 0; f = f[frameSize:] {
 		p.frames = append(p.frames, frame{le.Uint64(f), le.Uint32(f[8:]), le.Uint32(f[12:]), le.Uint64(f[16:])})
 	}
+	p.slots = counts.slots
+	p.table = newDigestTable(digests(body), counts)
 	if err := p.checkFrames(); err != nil {
 		return nil, err
 	}
-	if err := p.checkSlots(); err != nil {
+	if err := p.markSlots(); err != nil {
 		return nil, err
 	}
 	return p, p.checkTargets()
@@ -185,7 +200,24 @@ func digests(b []byte) []Digest {
 // mapCounts are the numbers of entries of a page map's tables.
 type mapCounts struct{ runs, blockRuns, slots, frames uint64 }
 
-func decodeHeader(b []byte, scope mapScope) (*pageMap, mapCounts, error) {
+// decodeHeader checks the header and the sum of the head.
+func decodeHeader(b []byte, size uint64, scope mapScope) (*pageMap, mapCounts, error) {
+	p, c, err := readHeader(b, scope)
+	if err != nil {
+		return nil, c, err
+	}
+	head := headSize(c)
+	if want := head + (c.blockRuns+c.slots)*digestSize; want != size || uint64(len(b)) != head {
+		return nil, c, formatError("page map: it has %d bytes and should have %d: truncated", size, want)
+	}
+	if sum := xxh3.Hash128(b[headerSize:]).Bytes(); sum != [16]byte(b[offHeadSum:]) {
+		return nil, c, formatError("page map: its content was altered")
+	}
+	return p, c, nil
+}
+
+// readHeader reads and checks the header alone, which says how long the rest is.
+func readHeader(b []byte, scope mapScope) (*pageMap, mapCounts, error) {
 	none := mapCounts{}
 	if len(b) < headerSize {
 		return nil, none, formatError("page map: %d bytes are too few", len(b))
@@ -217,12 +249,6 @@ func decodeHeader(b []byte, scope mapScope) (*pageMap, mapCounts, error) {
 	case p.framePages > maxFramePages || c.runs > pages || c.blockRuns > c.runs || c.slots > most || c.frames > pages || p.pagesSize > math.MaxInt64:
 		return nil, none, formatError("page map: %d runs, %d of blocks, %d slots, %d frames of %d pages for %d pages",
 			c.runs, c.blockRuns, c.slots, c.frames, p.framePages, pages)
-	}
-	if want := headerSize + bodySize(c.runs, c.blockRuns, c.slots, c.frames); want != uint64(len(b)) {
-		return nil, none, formatError("page map: it has %d bytes and should have %d: truncated", len(b), want)
-	}
-	if sum := xxh3.Hash128(b[headerSize:]).Bytes(); sum != [16]byte(b[offBodySum:]) {
-		return nil, none, formatError("page map: its content was altered")
 	}
 	return p, c, nil
 }

@@ -18,7 +18,7 @@ func (p *pageMap) compressed() bool { return p.framePages != 0 }
 // checkFrames checks that frames lie in pages in ascending order, and account
 // for all slots.
 func (p *pageMap) checkFrames() error {
-	slots := uint64(len(p.digests))
+	slots := p.slots
 	if !p.compressed() {
 		if len(p.frames) != 0 || p.pagesSize != slots*memory.PageSize {
 			return formatError("page map: %d frames and %d bytes for %d slots", len(p.frames), p.pagesSize, slots)
@@ -42,34 +42,50 @@ func (p *pageMap) checkFrames() error {
 	return nil
 }
 
-// checkSlots checks that every Unique run has places that exist and that no
-// other has, and that exactly these have a digest.
-func (p *pageMap) checkSlots() error {
-	used := make([]bool, len(p.digests))
+// markSlots checks that every Unique run has places that exist and that no
+// other has, and notes them.
+func (p *pageMap) markSlots() error {
+	p.used = make([]uint64, (p.slots+63)/64)
 	for i, r := range p.runs {
 		if r.Kind != Unique {
 			continue
 		}
-		if r.Number+r.Pages > uint64(len(used)) {
-			return formatError("page map: run %d: slot %d of %d", i, r.Number+r.Pages-1, len(used))
+		if r.Number+r.Pages > p.slots {
+			return formatError("page map: run %d: slot %d of %d", i, r.Number+r.Pages-1, p.slots)
 		}
-		for slot := r.Number; slot < r.Number+r.Pages; slot++ {
-			if used[slot] {
-				return formatError("page map: run %d: slot %d belongs to another page", i, slot)
-			}
-			if p.compressed() && slot%uint64(p.framePages) >= uint64(p.frames[slot/uint64(p.framePages)].pages) {
-				return formatError("page map: run %d: slot %d is not in its frame", i, slot)
-			}
-			used[slot] = true
+		if slot, ok := p.inFrames(r); !ok {
+			return formatError("page map: run %d: slot %d is not in its frame", i, slot)
 		}
-	}
-	for slot, u := range used {
-		if u == (p.digests[slot] == Digest{}) {
-			return formatError("page map: slot %d: used %v, digest %s", slot, u, p.digests[slot])
+		for at, end := r.Number, r.Number+r.Pages; at < end; {
+			n := min(64-at%64, end-at)
+			mask := ^uint64(0) >> (64 - n) << (at % 64)
+			if p.used[at/64]&mask != 0 {
+				return formatError("page map: run %d: a slot from %d on belongs to another page", i, at)
+			}
+			p.used[at/64] |= mask
+			at += n
 		}
 	}
 	return nil
 }
+
+// inFrames reports whether the frames have the slots of a run, and the first
+// that is missing.
+func (p *pageMap) inFrames(r Run) (slot uint64, ok bool) {
+	if !p.compressed() {
+		return 0, true
+	}
+	each, end := uint64(p.framePages), r.Number+r.Pages
+	for f := r.Number / each; f*each < end; f++ {
+		if has := f*each + uint64(p.frames[f].pages); min(end, (f+1)*each) > has {
+			return max(has, r.Number), false
+		}
+	}
+	return 0, true
+}
+
+// isUsed reports whether a page is in the slot.
+func (p *pageMap) isUsed(slot uint64) bool { return p.used[slot/64]>>(slot%64)&1 != 0 }
 
 // checkTargets checks that pages that equal others equal some that stand for
 // themselves: no reference leads to another of the same snapshot, or to zeros.

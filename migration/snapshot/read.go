@@ -84,9 +84,21 @@ func (s *Snapshot) readPages(r Run, dst []byte) error {
 		return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
 	}
 	for i := range r.Pages {
-		if Digest(layer.Sum(dst[i*memory.PageSize:][:memory.PageSize])) != s.p.digests[r.Number+i] {
-			return s.altered(r.Number + i)
+		if err := s.checkSlot(r.Number+i, dst[i*memory.PageSize:][:memory.PageSize]); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// checkSlot checks that a page is what was stored.
+func (s *Snapshot) checkSlot(slot uint64, page []byte) error {
+	want, err := s.p.slotDigest(slot)
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", s.dir, err)
+	}
+	if Digest(layer.Sum(page)) != want {
+		return s.altered(slot)
 	}
 	return nil
 }
@@ -108,8 +120,8 @@ func (r *Reader) readFrames(f flatRun, dst []byte) error {
 			r.frame.src, r.frame.i = f.src, n
 		}
 		page := r.frame.buf[slot%uint64(p.framePages)*memory.PageSize:][:memory.PageSize]
-		if Digest(layer.Sum(page)) != p.digests[slot] {
-			return f.src.altered(slot)
+		if err := f.src.checkSlot(slot, page); err != nil {
+			return err
 		}
 		dst = dst[copy(dst, page):]
 	}

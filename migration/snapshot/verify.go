@@ -71,6 +71,11 @@ func (v *verifying) note(bytes uint64, err error) error {
 var errEnough = errors.New("and maybe more")
 
 func (v *verifying) run(ctx context.Context) error {
+	if err := v.s.checkDigests(); err != nil {
+		// Without them nothing can be checked.
+		v.problems = append(v.problems, err)
+		return nil
+	}
 	err := v.pages(ctx)
 	if err == nil {
 		err = v.blocks(ctx)
@@ -79,6 +84,18 @@ func (v *verifying) run(ctx context.Context) error {
 		v.problems, err = append(v.problems, err), nil
 	}
 	return err
+}
+
+// checkDigests reads all digests of the page map.
+func (s *Snapshot) checkDigests() error {
+	all, err := s.p.all()
+	if err == nil && digestOfAll(all) != s.m.Pages.Digest {
+		err = formatError("manifest and page map do not agree on pages")
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", s.dir, err)
+	}
+	return nil
 }
 
 // pages reads all of the file pages.
@@ -99,8 +116,8 @@ func (v *verifying) pages(ctx context.Context) error {
 	if s.p.compressed() {
 		each = uint64(s.p.framePages)
 	}
-	for slot := uint64(0); slot < uint64(len(s.p.digests)); slot += each {
-		units = append(units, Run{Kind: Unique, Number: slot, Pages: min(each, uint64(len(s.p.digests))-slot)})
+	for slot := uint64(0); slot < s.p.slots; slot += each {
+		units = append(units, Run{Kind: Unique, Number: slot, Pages: min(each, s.p.slots-slot)})
 	}
 	readers := make([]*Reader, v.o.Workers)
 	buffers := make([][]byte, v.o.Workers)
@@ -113,7 +130,7 @@ func (v *verifying) pages(ctx context.Context) error {
 	}()
 	return parallel(ctx, v.o.Workers, len(units), func(_ context.Context, w, i int) error {
 		if readers[w] == nil {
-			readers[w], buffers[w] = s.NewReader(), make([]byte, min(each, uint64(len(s.p.digests)))*memory.PageSize)
+			readers[w], buffers[w] = s.NewReader(), make([]byte, min(each, s.p.slots)*memory.PageSize)
 		}
 		bytes := units[i].Pages * memory.PageSize
 		if s.p.compressed() {
@@ -135,9 +152,11 @@ func (r *Reader) checkSlots(slots Run, buf []byte) error {
 		return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
 	}
 	for i := range slots.Pages {
-		d := s.p.digests[slots.Number+i]
-		if d != (Digest{}) && d != Digest(layer.Sum(buf[i*memory.PageSize:][:memory.PageSize])) {
-			return s.altered(slots.Number + i)
+		if !s.p.isUsed(slots.Number + i) {
+			continue
+		}
+		if err := s.checkSlot(slots.Number+i, buf[i*memory.PageSize:][:memory.PageSize]); err != nil {
+			return err
 		}
 	}
 	return nil

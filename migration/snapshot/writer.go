@@ -218,10 +218,12 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	}
 	m := w.manifest()
 	m.Holds = holdsOf(p.runs)
-	m.Pages = File{Size: p.pagesSize, Digest: p.slotDigest()}
-	if m.PageMap, err = w.file(pageMapName, p.encode()); err != nil {
+	m.Pages = File{Size: p.pagesSize, Digest: digestOfAll(p.digests)}
+	b, head := p.encode()
+	if m.PageMap, err = w.file(pageMapName, b); err != nil {
 		return ID{}, err
 	}
+	m.PageMap.Digest = digestOf(b[:head])
 	for _, s := range sections {
 		if err := checkSection(s.Name, uint64(len(s.Bytes))); err != nil {
 			return ID{}, err
@@ -235,11 +237,11 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	if err := m.check(); err != nil {
 		return ID{}, err
 	}
-	b, id, err := m.encode()
+	text, id, err := m.encode()
 	if err != nil {
 		return ID{}, err
 	}
-	if _, err := w.file(manifestName, b); err != nil {
+	if _, err := w.file(manifestName, text); err != nil {
 		return ID{}, err
 	}
 	if ctx.Err() != nil {

@@ -20,6 +20,10 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	}
 	p := &pageMap{runs: runs}
 	w.place(p)
+	p.slots = uint64(len(p.digests))
+	if err := p.markSlots(); err != nil {
+		return nil, err
+	}
 	p.blockDigests = make([]Digest, p.indexBlocks())
 	var blocks []int
 	for i, r := range p.runs {
@@ -193,11 +197,11 @@ func (p *pageMap) gaps() func(yield func(at, size uint64) bool) {
 		if p.compressed() {
 			return
 		}
-		for slot, d := range p.digests {
-			if d == (Digest{}) {
+		for slot := range p.slots {
+			if !p.isUsed(slot) {
 				continue
 			}
-			at := uint64(slot) * memory.PageSize
+			at := slot * memory.PageSize
 			if at > end && !yield(end, at-end) {
 				return
 			}
