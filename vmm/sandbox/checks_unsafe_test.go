@@ -1,9 +1,12 @@
 package sandbox
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +21,7 @@ import (
 
 	"ditto.vm/memory"
 	"ditto.vm/vmm/kvm"
+	"ditto.vm/vmm/lend"
 )
 
 // check is something that a restricted process tries.
@@ -290,6 +294,7 @@ func allowedChecks() map[string]check {
 		"track writes by kvm-log":        {kvm: true, prepare: trackWrites(memory.TrackerKVMLog)},
 		"make frames large":              {prepare: collapseFrame},
 		"compare memory with a mapping":  {prepare: readMapped},
+		"write a file that was lent":     {prepare: writeLent},
 		"give memory back":               {prepare: discardPages},
 		"read a disk while it is in use": {prepare: readDisk},
 		"kick a thread": {prepare: after(func(string) error {
@@ -337,4 +342,44 @@ func allowedChecks() map[string]check {
 			}, err
 		}},
 	}
+}
+
+// writeLent takes a descriptor from a client, as a save does.
+func writeLent(dir string) (func() error, error) {
+	l, err := lend.Listen(filepath.Join(dir, "run/vm/ops.sock"))
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(filepath.Join(dir, "disk"), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	running, restricted := make(chan struct{}), make(chan struct{})
+	server := lend.NewServer(map[string]lend.Operation{"write": func(ctx context.Context, s *lend.Session, _ json.RawMessage) (any, error) {
+		close(running)
+		<-restricted
+		lent, err := s.Ask(ctx, "file", nil, nil, 1)
+		if err != nil {
+			return nil, err
+		}
+		defer lent[0].Close()
+		if err := lend.CheckRegular(lent[0], unix.O_RDWR); err != nil {
+			return nil, err
+		}
+		_, err = lent[0].WriteAt([]byte("written"), 0)
+		return nil, errors.Join(err, lent[0].Truncate(7), lent[0].Sync())
+	}}, nil, slog.New(slog.DiscardHandler))
+	server.Serve(l)
+	done := make(chan error, 1)
+	go func() {
+		client := lend.Client{Answer: func(context.Context, string, json.RawMessage) (any, []*os.File, error) {
+			return nil, []*os.File{file}, nil
+		}}
+		done <- client.Call(context.Background(), filepath.Join(dir, "run/vm/ops.sock"), "write", nil, nil)
+	}()
+	<-running
+	return func() error {
+		close(restricted)
+		return errors.Join(<-done, server.Close())
+	}, nil
 }
