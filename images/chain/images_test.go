@@ -212,7 +212,7 @@ func TestUnsaidFormat(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), "does not say which format") || !strings.Contains(err.Error(), "qemu-img rebase -u") {
+	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), "does not say which format") || !strings.Contains(err.Error(), "ditto image rebase --unsafe") {
 		t.Errorf("%v", err)
 	}
 }

@@ -72,7 +72,7 @@ func (c *Chain) openBelow(last *Layer) error {
 		for l := c.top(); l != nil; l = l.below {
 			if l.same(below) {
 				_ = below.close() // it was opened for reading
-				return &disk.Error{Path: path, Reason: "is below itself", Cure: "give one of the images another backing file with 'qemu-img rebase -u'"}
+				return &disk.Error{Path: path, Reason: "is below itself", Cure: "stack one of the images on another with 'ditto image rebase --unsafe'"}
 			}
 		}
 		last.attach(below)
@@ -173,21 +173,22 @@ func protocol(name string) bool {
 // resolve turns the name of a backing file into a path: relative to the image
 // that names it.
 func (l *Layer) resolve(name string, format Format) (string, error) {
-	if format == Probe {
-		return "", &disk.Error{
-			Path: l.Path(), Reason: fmt.Sprintf("does not say which format its backing file %q has", name),
-			Cure: fmt.Sprintf("say it with 'qemu-img rebase -u -b %s -F raw %s', or -F qcow2", name, l.Path()),
-		}
-	}
 	name = strings.TrimPrefix(name, "file:")
 	if protocol(name) {
 		return "", &disk.Error{
 			Path: l.Path(), Reason: fmt.Sprintf("has the backing file %q, which is not a path", name),
-			Cure: "give it one with 'qemu-img rebase -u', with ./ before a name that holds a colon",
+			Cure: "give it one with 'ditto image rebase --unsafe'",
 		}
 	}
-	if filepath.IsAbs(name) {
-		return name, nil
+	path := name
+	if !filepath.IsAbs(name) {
+		path = filepath.Join(filepath.Dir(l.Path()), name)
 	}
-	return filepath.Join(filepath.Dir(l.Path()), name), nil
+	if format == Probe {
+		return "", &disk.Error{
+			Path: l.Path(), Reason: fmt.Sprintf("does not say which format its backing file %q has", name),
+			Cure: fmt.Sprintf("say it with 'ditto image rebase --unsafe --format raw %s %s', or qcow2", l.Path(), path),
+		}
+	}
+	return path, nil
 }

@@ -66,7 +66,28 @@ func FuzzHeader(f *testing.F) {
 		case len(h.BackingFile) > maxBackingName:
 			t.Errorf("backing file name of %d bytes", len(h.BackingFile))
 		}
+		checkRename(t, h, b[:min(int64(len(b)), h.ClusterSize())], length)
 	})
+}
+
+// checkRename: a header with another backing file is like it in all else.
+func checkRename(t *testing.T, h *Header, b []byte, length int64) {
+	for _, name := range []string{"", "another.img"} {
+		format := map[bool]string{true: "raw"}[name != ""]
+		renamed, err := h.withBacking(b, name, format)
+		if err != nil {
+			continue // no room
+		}
+		got, err := parseHeader(renamed, length)
+		if err != nil {
+			t.Fatalf("with the backing file %q: %v", name, err)
+		}
+		want := *h
+		want.BackingFile, want.BackingFormat = name, format
+		if *got != want {
+			t.Errorf("it became %+v, want %+v", *got, want)
+		}
+	}
 }
 
 // FuzzImage reads and writes images of any content. Nothing panics, loops or

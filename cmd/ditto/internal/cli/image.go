@@ -26,7 +26,7 @@ func (e *Env) imageCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(e.imageListCommand(), e.imageKernelCommand(), e.imageURootCommand(), e.imageDiskCommand(), e.imageRootfsCommand(), e.imageIndexCommand(),
-		e.imageInfoCommand(), e.imageOverlayCommand(), e.imageConvertCommand(), e.imageCommitCommand())
+		e.imageInfoCommand(), e.imageOverlayCommand(), e.imageConvertCommand(), e.imageCommitCommand(), e.imageRebaseCommand())
 	return cmd
 }
 

@@ -132,7 +132,7 @@ func (e *Env) imageOverlayCommand() *cobra.Command {
 		Short: "Make an empty overlay of a disk image",
 		Long: `Make an empty qcow2 image that is stacked on another: it reads as that one, and
 keeps what is written to it. The image below must not be written from then on.
-To put an overlay on another image use 'qemu-img rebase'.`,
+To put an overlay on another image use 'ditto image rebase'.`,
 		Example: `  ditto image overlay web1.qcow2 base.img
   ditto run --disk web1.qcow2`,
 		Args: cobra.ExactArgs(2),
@@ -149,6 +149,57 @@ To put an overlay on another image use 'qemu-img rebase'.`,
 			return err
 		},
 	}
+}
+
+func (e *Env) imageRebaseCommand() *cobra.Command {
+	var alone, unsafe bool
+	var format string
+	cmd := &cobra.Command{
+		Use:   "rebase FILE [BELOW]",
+		Short: "Stack an overlay on another image",
+		Long: `Stack an overlay on another image, or with --alone on none. The disk reads as before:
+what the two images differ in is copied to the overlay. With --unsafe only the name
+of the image below is changed, which is right after it was moved, and need not be
+there. No machine may use the overlay.
+
+The format of the image below is found by its content. Say it with --format if a
+guest may have written what it holds: it can make a raw disk look like another.`,
+		Example: `  ditto image rebase web1.qcow2 base-v2.img
+  ditto image rebase --alone web1.qcow2
+  ditto image rebase --unsafe --format raw web1.qcow2 /srv/images/base.img`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if alone == (len(args) == 2) {
+				return exit.Errorf(exit.Usage, "name the image to stack %s on, or say --alone", args[0])
+			}
+			below := ""
+			if !alone {
+				below = args[1]
+			}
+			progress := e.newProgress()
+			defer progress.close()
+			what := "rebase " + filepath.Base(args[0])
+			o := chain.RebaseOptions{Format: chain.Format(format), Unsafe: unsafe, Progress: func(done, total int64) {
+				if isTerminal(e.Stderr) {
+					progress.Report(what, float64(done)/float64(total))
+				}
+			}}
+			if err := chain.Rebase(cmd.Context(), args[0], below, o); err != nil {
+				return exit.New(exit.Disk, err)
+			}
+			progress.close()
+			if alone {
+				below = "nothing"
+			}
+			_, err := fmt.Fprintf(e.Stdout, "%s is stacked on %s\n", args[0], below)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&alone, "alone", false, "stack it on no image")
+	cmd.Flags().BoolVar(&unsafe, "unsafe", false, "change the name of the image below and nothing else")
+	cmd.Flags().StringVar(&format, "format", "", "format of the image below, raw or qcow2; default what its content says")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "qcow2"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
 }
 
 func (e *Env) imageCommitCommand() *cobra.Command {
