@@ -66,3 +66,29 @@ func mappingSize(addresses string) (uint64, error) {
 	}
 	return end - start, nil
 }
+
+// guestResident is what of the mapping that is the guest's memory, of exactly
+// guestBytes, is resident.
+func guestResident(r io.Reader, guestBytes uint64) (uint64, error) {
+	var inGuest bool
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		key, rest, _ := strings.Cut(lines.Text(), " ")
+		if !strings.HasSuffix(key, ":") {
+			size, err := mappingSize(key)
+			if err != nil {
+				return 0, err
+			}
+			inGuest = size == guestBytes
+			continue
+		}
+		if inGuest && key == "Rss:" {
+			kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
+			return kib << 10, err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return 0, err
+	}
+	return 0, errNoGuestMemory
+}

@@ -7,6 +7,6 @@ func All() []Benchmark {
 	return append(list,
 		framesIdle(), namingPass(),
 		bootLinux(), bootEntry(),
-		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(),
+		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(),
 	)
 }
