@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 
-	"golang.org/x/sys/unix"
-
 	"ditto.vm/images/disk"
 	"ditto.vm/images/layer"
 	"ditto.vm/images/qcow2"
@@ -141,7 +139,7 @@ func (l *Layer) NextData(off int64) (start, end int64, err error) {
 func (l *Layer) Stamp() (layer.Stamp, error) {
 	var out layer.Stamp
 	for at := l; at != nil; at = at.below {
-		s, err := stampOf(at.file)
+		s, err := at.file.Stamp()
 		if err != nil {
 			return out, err
 		}
@@ -153,14 +151,6 @@ func (l *Layer) Stamp() (layer.Stamp, error) {
 		out.Mtime, out.Ctime = max(out.Mtime, s.Mtime), max(out.Ctime, s.Ctime)
 	}
 	return out, nil
-}
-
-func stampOf(f *disk.Raw) (layer.Stamp, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(f.Path(), &st); err != nil {
-		return layer.Stamp{}, err
-	}
-	return layer.Stamp{Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano(), Device: st.Dev, Inode: st.Ino}, nil
 }
 
 // writeAtv writes bufs at offset; with sync it returns when they are stable.

@@ -26,6 +26,9 @@ func (c *Chain) Map(offset, n int64) (Extent, error) {
 	return c.top().find(offset, n)
 }
 
+// Map is [Chain.Map] of the disk that the layer and what is below it make up.
+func (l *Layer) Map(offset, n int64) (Extent, error) { return l.find(offset, n) }
+
 // find looks through the layer and those below.
 func (l *Layer) find(offset, n int64) (Extent, error) {
 	if offset < 0 || n <= 0 || offset > l.Size()-n {

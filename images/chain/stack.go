@@ -139,6 +139,27 @@ func (c *Chain) isOn(overlay *Layer) error {
 	return nil
 }
 
+// Freeze ends writing to the disk, as [Chain.Stack] does before it puts an
+// overlay on top. Call it when nothing is in flight. After an error the disk is
+// [ErrFrozen].
+func (c *Chain) Freeze() error {
+	if c.ReadOnly() {
+		return nil
+	}
+	if err := c.top().freeze(); err != nil {
+		return fmt.Errorf("disk %s: %w: %w", c.Path(), ErrFrozen, err)
+	}
+	return nil
+}
+
+// Thaw undoes Freeze.
+func (c *Chain) Thaw() error {
+	if c.ReadOnly() {
+		return nil
+	}
+	return c.top().thaw()
+}
+
 // freeze ends writing to a layer.
 func (l *Layer) freeze() error {
 	err := l.flush()

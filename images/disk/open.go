@@ -40,6 +40,21 @@ func (e *Error) Error() string {
 // Unwrap returns the system's error.
 func (e *Error) Unwrap() error { return e.Err }
 
+// ErrFrozen is wrapped by the [Error] of a file that is to be opened for writing
+// and has no write permission for anybody. That is how layers are marked which
+// snapshots and overlays need as they are, and it holds for the superuser too.
+var ErrFrozen = errors.New("disk is frozen")
+
+func frozenError(path string) error {
+	return &Error{
+		Path: path, Err: ErrFrozen, Reason: "is frozen: it has no write permission for anybody, since snapshots need it as it is",
+		Cure: "put an overlay on it with 'ditto image overlay', or, if there is no such snapshot, 'chmod u+w' it",
+	}
+}
+
+// isFrozen reports whether a file may be written by nobody.
+func isFrozen(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFREG && mode&0o222 == 0 }
+
 // ErrLocked is wrapped by the [Error] of a disk that another process uses.
 var ErrLocked = errors.New("disk is locked")
 
@@ -116,9 +131,14 @@ func openFile(path string, o Options) (int, error) {
 			}
 			return fd, nil
 		}
-		if !errors.Is(err, unix.EINTR) {
-			return -1, openError(path, o, err)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		var st unix.Stat_t
+		if errors.Is(err, unix.EACCES) && !o.ReadOnly && unix.Stat(path, &st) == nil && isFrozen(st.Mode) {
+			return -1, frozenError(path)
+		}
+		return -1, openError(path, o, err)
 	}
 }
 
@@ -156,6 +176,9 @@ func (r *Raw) inspect() error {
 		return openError(r.path, r.options, unix.EISDIR)
 	default:
 		return &Error{Path: r.path, Reason: "is neither a file nor a block device", Cure: "name an image file or a block device"}
+	}
+	if !r.options.ReadOnly && isFrozen(st.Mode) {
+		return frozenError(r.path)
 	}
 	r.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
 	size, err := unix.Seek(r.fd, 0, unix.SEEK_END)

@@ -68,6 +68,8 @@ func TestOpenErrors(t *testing.T) {
 		{"vmdk", write("vmdk", "KDMV"+sector[4:], 0o600), Options{}, "is a VMDK image"},
 		{"raw", write("raw", sector, 0o600), Options{}, ""},
 		{"read-only", write("ro", sector, 0o400), Options{ReadOnly: true}, ""},
+		{"frozen", write("frozen", sector, 0o444), Options{}, "is frozen"},
+		{"frozen read-only", at("frozen"), Options{ReadOnly: true}, ""},
 		{"name too long", at(strings.Repeat("x", 300)), Options{}, "file name too long"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

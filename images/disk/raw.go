@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"ditto.vm/images/layer"
 )
 
 // Raw is an open raw image file or block device. It implements [Image].
@@ -47,6 +49,20 @@ func (r *Raw) Path() string { return r.path }
 
 // Cache is the mode it was opened with.
 func (r *Raw) Cache() Cache { return r.options.Cache }
+
+// Stamp reads the file's stamp as it is now.
+func (r *Raw) Stamp() (layer.Stamp, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(r.fd, &st)
+	size := int64(0)
+	if err == nil {
+		size, err = r.Length()
+	}
+	if err != nil {
+		return layer.Stamp{}, fmt.Errorf("disk %s: %w", r.path, err)
+	}
+	return layer.Stamp{Size: size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano(), Device: st.Dev, Inode: st.Ino}, nil
+}
 
 // Dup returns the open file once more, for mapping it. The caller closes it.
 func (r *Raw) Dup() (*os.File, error) {
