@@ -7,7 +7,7 @@
 //	    lock                         held (flock) as long as the machine lives
 //	    pid
 //	    state.json                   what the machine was started with
-//	    api.sock  console.sock
+//	    api.sock  console.sock  ops.sock
 //	$XDG_STATE_HOME/ditto/NAME/
 //	    console.log  console.log.1   what the guest printed, capped
 //	    exit.json                    how it ended

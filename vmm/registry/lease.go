@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ditto.vm/images/chain"
 	"ditto.vm/vmm/config"
 )
 
@@ -24,6 +25,17 @@ type State struct {
 	Memory  uint64    `json:"memory_bytes"`
 	Kernel  string    `json:"kernel"`
 	Log     string    `json:"log"`
+	// Disks are those that the machine began with, in their order.
+	Disks []Disk `json:"disks,omitempty"`
+}
+
+// Disk is a disk of a machine.
+type Disk struct {
+	Path     string       `json:"path"`
+	Format   chain.Format `json:"format,omitempty"` // as it was given
+	ReadOnly bool         `json:"readonly,omitempty"`
+	// Temporary: the file has no name any more and goes with the machine.
+	Temporary bool `json:"temporary,omitempty"`
 }
 
 // ExitRecord is how a machine ended.
@@ -74,7 +86,7 @@ func (r *Registry) Acquire(name string) (*Lease, error) {
 // acquire takes one name. Preconditions: the root lock is held.
 func (r *Registry) acquire(name string) (*Lease, error) {
 	dir := filepath.Join(r.run, name)
-	for _, socket := range []string{apiName, consoleName} {
+	for _, socket := range []string{apiName, consoleName, opsName} {
 		if path := filepath.Join(dir, socket); len(path) > maxSocketBytes {
 			return nil, fmt.Errorf("socket path %s is longer than %d bytes: use a shorter name or a shorter XDG_RUNTIME_DIR", path, maxSocketBytes)
 		}
@@ -109,6 +121,9 @@ func (l *Lease) APISocket() string { return filepath.Join(l.Dir, apiName) }
 
 // ConsoleSocket returns the path of the console socket.
 func (l *Lease) ConsoleSocket() string { return filepath.Join(l.Dir, consoleName) }
+
+// OpsSocket returns the path of the socket for operations.
+func (l *Lease) OpsSocket() string { return filepath.Join(l.Dir, opsName) }
 
 // LogPath returns the path of the console log.
 func (l *Lease) LogPath() string { return filepath.Join(l.StateDir, logName) }

@@ -23,6 +23,7 @@ const (
 	stateName      = "state.json"
 	apiName        = "api.sock"
 	consoleName    = "console.sock"
+	opsName        = "ops.sock"
 	logName        = "console.log"
 	exitName       = "exit.json"
 	maxSocketBytes = 107 // sun_path less the NUL

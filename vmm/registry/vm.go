@@ -39,6 +39,9 @@ func (v VM) APISocket() string { return filepath.Join(v.Dir, apiName) }
 // ConsoleSocket returns the path of the console socket.
 func (v VM) ConsoleSocket() string { return filepath.Join(v.Dir, consoleName) }
 
+// OpsSocket returns the path of the socket for operations.
+func (v VM) OpsSocket() string { return filepath.Join(v.Dir, opsName) }
+
 // waitStep is how often Wait looks whether the name is free or its context has
 // ended.
 const waitStep = 100 * time.Millisecond
