@@ -77,26 +77,8 @@ type clockState struct {
 	read     time.Time
 }
 
-// captureClock reads kvmclock.
-func captureClock(vm *kvm.VM) (clockState, error) {
-	c, err := vm.Clock()
-	if err != nil {
-		return clockState{}, err
-	}
-	s := clockState{kvmclock: time.Duration(c.Clock), read: time.Now()}
-	if c.Flags&kvm.ClockRealtime != 0 {
-		s.read = time.Unix(0, int64(c.Realtime))
-	}
-	return s, nil
-}
-
 // since is how much time has passed since the clock was read.
 func (s clockState) since() time.Duration { return max(time.Now().Round(0).Sub(s.read), 0) }
-
-// apply lets kvmclock go on from where it was, or from some time later.
-func (s clockState) apply(vm *kvm.VM, later time.Duration) error {
-	return vm.SetClock(kvm.Clock{Clock: uint64(s.kvmclock + later)})
-}
 
 // message writes the section "clock" down.
 func (s clockState) message() *state.Clock {

@@ -136,20 +136,34 @@ func (s *cpuState) checkMSRs(known []uint32) error {
 func (s *cpuState) after(ticks uint64) *cpuState {
 	later := *s
 	later.msrs = slices.Clone(s.msrs)
-	for i := range later.msrs {
-		if later.msrs[i].Index == msrTSC {
-			later.msrs[i].Value += ticks
-		}
-	}
+	later.setTSC(s.tsc() + ticks)
 	return &later
 }
 
-// time returns the registers that go on while the guest stands still, in the
-// order in which they are set.
-func (s *cpuState) time() []kvm.MSR {
+// tsc is the time-stamp counter.
+func (s *cpuState) tsc() uint64 {
+	for _, m := range s.msrs {
+		if m.Index == msrTSC {
+			return m.Value
+		}
+	}
+	return 0
+}
+
+// setTSC changes what the time-stamp counter was.
+func (s *cpuState) setTSC(v uint64) {
+	for i := range s.msrs {
+		if s.msrs[i].Index == msrTSC {
+			s.msrs[i].Value = v
+		}
+	}
+}
+
+// timeMSRs returns some registers in the order in which they are set.
+func (s *cpuState) timeMSRs(indices ...uint32) []kvm.MSR {
 	var msrs []kvm.MSR
 	for _, m := range s.msrs {
-		if m.Index == msrTSC || m.Index == msrTSCDeadline {
+		if slices.Contains(indices, m.Index) {
 			msrs = append(msrs, m)
 		}
 	}

@@ -99,11 +99,12 @@ func (p *pciDevices) announce() {
 	}
 }
 
-// message writes the platform's section down.
-func (p *platform) message() *state.Platform {
+// message writes the platform's section down, with its timer as it was when the
+// other clocks were read.
+func (p *platform) message(pmTimer uint32) *state.Platform {
 	return &state.Platform{
 		Serial: state.NewSerial(p.serial.State()), Rtc: state.NewRTC(p.rtc.State()),
-		Events: state.NewEvents(p.ged.State()), PmTimer: p.timer.Counter(),
+		Events: state.NewEvents(p.ged.State()), PmTimer: pmTimer,
 	}
 }
 
@@ -127,6 +128,5 @@ func (p *platform) restore(x *state.Platform) error {
 	if err := p.rtc.SetState(clock); err != nil {
 		return err
 	}
-	p.timer.SetCounter(x.GetPmTimer(), 0)
 	return p.ged.SetState(events)
 }

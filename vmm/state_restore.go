@@ -208,28 +208,27 @@ func (s *savedState) setTSCKHz(c *kvm.VCPU) error {
 
 // passed is how much time has passed for the guest since it was saved, and what
 // that is in ticks of its time-stamp counter.
-func (s *savedState) passed() (later time.Duration, ticks uint64) {
+func (s *savedState) passed() (later time.Duration, ahead uint64) {
 	if !s.opts.AdvanceClock {
 		return 0, 0
 	}
 	later = s.clock.since()
-	return later, uint64(later.Seconds() * float64(s.cpu.tscKHz) * 1000)
+	return later, ticks(later, s.cpu.tscKHz)
 }
 
 // applyState gives the parts of a new VM their states. The local APICs come
 // before what sends them interrupts, and the pins before the devices that drive
 // them. Preconditions: no vCPU has run.
 func (m *VM) applyState(s *savedState) error {
-	later, ticks := s.passed()
 	for i, c := range m.vcpus {
-		if err := s.cpu.vcpus[i].after(ticks).apply(c.kvm); err != nil {
+		if err := s.cpu.vcpus[i].apply(c.kvm); err != nil {
 			return fmt.Errorf("vCPU %d: %w", i, err)
 		}
 	}
 	if err := s.chips.apply(m.kvm); err != nil {
 		return err
 	}
-	if err := s.clock.apply(m.kvm, later); err != nil {
+	if err := m.setTime(s, func(_ *vcpu, fn func() error) error { return fn() }); err != nil {
 		return err
 	}
 	if err := m.platform.restore(&s.platform); err != nil {
@@ -253,20 +252,13 @@ func (m *VM) applyState(s *savedState) error {
 	return nil
 }
 
-// firstResume lets the clocks of a restored guest begin where they stood: some
-// time may have passed since they were set. Preconditions: mu is held.
-func (m *VM) firstResume(ctx context.Context) error {
+// beginTime lets the clocks of a restored guest begin where they stood: some time
+// may have passed since they were set. Once the guest has run it does nothing.
+// Preconditions: mu is held.
+func (m *VM) beginTime(ctx context.Context) error {
 	s := m.saved
 	if s == nil {
 		return nil
 	}
-	later, ticks := s.passed()
-	for i, c := range m.vcpus {
-		if err := c.do(ctx, func() error { return setMSRs(c.kvm, s.cpu.vcpus[i].after(ticks).time()) }); err != nil {
-			return fmt.Errorf("clock of vCPU %d: %w", i, err)
-		}
-	}
-	// Linux compares its clocks with each other: they must not drift apart.
-	m.platform.timer.SetCounter(s.platform.GetPmTimer(), later)
-	return s.clock.apply(m.kvm, later)
+	return m.setTime(s, func(c *vcpu, fn func() error) error { return c.do(ctx, fn) })
 }

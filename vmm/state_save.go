@@ -34,12 +34,14 @@ func (m *VM) SaveState(ctx context.Context) ([]state.Section, error) {
 func (m *VM) saveState(ctx context.Context) ([]state.Section, error) {
 	var e sectionEncoder
 	e.add("machine", machineMessage(&m.cfg, m.ramRanges(), m.version), nil)
+	if err := m.beginTime(ctx); err != nil {
+		return nil, err // a guest that has not run yet: no time has passed for it
+	}
 	cpus, err := m.captureCPUs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// What time has passed between them is lost to the guest.
-	clock, err := captureClock(m.kvm)
+	clock, pmTimer, err := m.captureTime(ctx, cpus)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,7 @@ func (m *VM) saveState(ctx context.Context) ([]state.Section, error) {
 	irqchip, err := chips.message()
 	e.add("irqchip", irqchip, err)
 	e.add("clock", clock.message(), nil)
-	e.add("platform", m.platform.message(), nil)
+	e.add("platform", m.platform.message(pmTimer), nil)
 	e.add("pci", state.NewPCI(m.pci.bus.State()), nil)
 	for _, d := range m.pci.devices {
 		x, err := d.message()

@@ -214,7 +214,7 @@ func (m *VM) resume(ctx context.Context) error {
 	default:
 		return fmt.Errorf("resume: VM is %s: %w", m.state, api.ErrWrongState)
 	}
-	if err := m.firstResume(ctx); err != nil {
+	if err := m.beginTime(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	if err := m.pci.resume(); err != nil {

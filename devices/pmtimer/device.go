@@ -32,20 +32,23 @@ type Device struct {
 // New makes a timer that begins at zero.
 func New() *Device { return &Device{start: time.Now()} }
 
-// Counter returns the 32-bit counter as it is now.
-func (d *Device) Counter() uint32 {
-	return d.offset.Load() + ticks(time.Since(d.start))
-}
+// CounterAt returns the 32-bit counter as it was or will be at t, which has a
+// monotonic reading.
+func (d *Device) CounterAt(t time.Time) uint32 { return d.offset.Load() + ticks(t.Sub(d.start)) }
 
-// SetCounter lets the counter go on from what it is some time after v. A restored
+// SetCounterAt makes the counter at t what it is some time after v. A restored
 // guest for which no time has passed sees no step.
-func (d *Device) SetCounter(v uint32, later time.Duration) {
-	d.offset.Store(v + ticks(later) - ticks(time.Since(d.start)))
+func (d *Device) SetCounterAt(t time.Time, v uint32, later time.Duration) {
+	d.offset.Store(v + ticks(later) - ticks(t.Sub(d.start)))
 }
 
-// ticks converts a duration, without an overflow however long it is.
+// ticks converts a duration, without an overflow however long it is. Before the
+// start the counter counts as well, backwards.
 func ticks(since time.Duration) uint32 {
-	hi, lo := bits.Mul64(uint64(max(since, 0)), Frequency)
+	if since < 0 {
+		return -ticks(-since)
+	}
+	hi, lo := bits.Mul64(uint64(since), Frequency)
 	n, _ := bits.Div64(hi, lo, uint64(time.Second))
 	return uint32(n)
 }
@@ -54,7 +57,7 @@ func ticks(since time.Duration) uint32 {
 // reading.
 func (d *Device) ReadRegister(offset uint64, data []byte) {
 	var b [Size]byte
-	binary.LittleEndian.PutUint32(b[:], d.Counter())
+	binary.LittleEndian.PutUint32(b[:], d.CounterAt(time.Now()))
 	clear(data)
 	if offset < Size {
 		copy(data, b[offset:])

@@ -26,7 +26,7 @@ func TestCounts(t *testing.T) {
 			t.Errorf("%d after a second", v)
 		}
 		d.WriteRegister(0, []byte{1, 2, 3, 4})
-		d.SetCounter(math.MaxUint32, 0)
+		d.SetCounterAt(time.Now(), math.MaxUint32, 0)
 		if v := read(d); v != math.MaxUint32 {
 			t.Errorf("set to %#x and reads %#x", uint32(math.MaxUint32), v)
 		}
@@ -34,8 +34,13 @@ func TestCounts(t *testing.T) {
 		if v := read(d); v != Frequency-1 {
 			t.Errorf("%d a second after the last value: it does not wrap", v)
 		}
-		if d.SetCounter(7, 2*time.Second); read(d) != 7+2*Frequency {
+		if d.SetCounterAt(time.Now(), 7, 2*time.Second); read(d) != 7+2*Frequency {
 			t.Errorf("%d two seconds after 7", read(d))
+		}
+		before := time.Now().Add(-time.Hour) // before the timer was there
+		d.SetCounterAt(before, 7, 0)
+		if want := uint32(7 + 3600*Frequency&math.MaxUint32); read(d) != want || d.CounterAt(before) != 7 {
+			t.Errorf("%d an hour after 7, want %d; %d then", read(d), want, d.CounterAt(before))
 		}
 	})
 }
@@ -44,7 +49,7 @@ func TestCounts(t *testing.T) {
 func TestParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New()
-		d.SetCounter(0x44332211, 0)
+		d.SetCounterAt(time.Now(), 0x44332211, 0)
 		for offset, want := range []byte{0x11, 0x22, 0x33, 0x44} {
 			b := []byte{0xee}
 			if d.ReadRegister(uint64(offset), b); b[0] != want {

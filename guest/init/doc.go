@@ -12,6 +12,7 @@
 //	             |  disks on /mnt/NAME             disks.go, superblock.go
 //	             |  lo, DHCP or static addresses   network.go, netlink.go
 //	             |  power button, signals          button.go, control.go
+//	             |  wall clock after a restore     clock.go
 //	             |  "ditto-init: ready ..."
 //	             |  command or respawned shell     run.go
 //	             |  "ditto-init: exit ..."
@@ -52,5 +53,8 @@
 //	ditto-init: exit status=0 seconds=0.123     (or status=137 signal=9)
 //	ditto-init: end action=poweroff reason="power button" uptime=2.345678
 //
-// Uptime is CLOCK_BOOTTIME in seconds.
+// Uptime is CLOCK_BOOTTIME in seconds. After a restore follows, when the wall clock
+// is right again and by how many seconds it was moved:
+//
+//	ditto-init: clock moved=3600.123
 package main

@@ -91,6 +91,7 @@ func serve(log *logger, cfg config, loaded int) {
 		signal.Notify(signals, sig)
 	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	go keepTime(log)
 
 	disks, diskErrs := mountDisks(cfg)
 	log.warnAll(append(errs, diskErrs...))

@@ -36,6 +36,8 @@ const (
 	nrKVMClockCtrl       = 0xad
 	nrClearDirtyLog      = 0xc0
 	nrResetDirtyRings    = 0xc7
+	nrSetDeviceAttr      = 0xe1
+	nrGetDeviceAttr      = 0xe2
 	nrGetXSAVE2          = 0xcf
 	nrGetStatsFD         = 0xce
 )

@@ -155,6 +155,15 @@ func roundTrips(t *testing.T, c *VCPU, v *VM) {
 	if khz, err := c.TSCKHz(); err == nil {
 		check("TSC frequency", c.SetTSCKHz(khz))
 	}
+	offset, err := c.TSCOffset()
+	check("TSC offset", err)
+	check("TSC offset", c.SetTSCOffset(offset+12345))
+	moved, err := c.TSCOffset()
+	check("TSC offset", err)
+	// A KVM whose guests read the host's counter ignores the offset.
+	if moved != offset+12345 && (moved != offset || os.Getenv("DITTO_LAB") != "") {
+		t.Errorf("TSC offset %#x, want %#x", moved, offset+12345)
+	}
 	debug, err := c.DebugRegs()
 	check("debug registers", err)
 	check("debug registers", c.SetDebugRegs(debug))

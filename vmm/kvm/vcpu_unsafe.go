@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"errors"
+	"runtime"
 	"sync/atomic"
 	"unsafe"
 
@@ -293,6 +294,37 @@ func (c *VCPU) TSCKHz() (uint64, error) {
 // frequency that is all but the host's own is taken.
 func (c *VCPU) SetTSCKHz(khz uint64) error {
 	return opError("KVM_SET_TSC_KHZ", gokvm.SetTSCKHz(uintptr(c.fd), khz))
+}
+
+// deviceAttr mirrors struct kvm_device_attr. Group and attribute are those of the
+// offset of the time-stamp counter: KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET.
+type deviceAttr struct {
+	Flags, Group uint32
+	Attr         uint64
+	Addr         uint64
+}
+
+// TSCOffset returns what the guest's time-stamp counter is ahead of the host's,
+// the host's scaled to the guest's frequency (KVM vCPU attributes 4.1, Linux
+// 5.16). It wraps.
+func (c *VCPU) TSCOffset() (uint64, error) {
+	v := new(uint64)
+	err := c.tscOffset("KVM_GET_DEVICE_ATTR", nrGetDeviceAttr, v)
+	return *v, err
+}
+
+// SetTSCOffset sets it. Unlike a write of IA32_TSC it is exact: KVM takes a value
+// that is within a second of what it expects for one that was meant to be that.
+func (c *VCPU) SetTSCOffset(offset uint64) error {
+	return c.tscOffset("KVM_SET_DEVICE_ATTR", nrSetDeviceAttr, &offset)
+}
+
+func (c *VCPU) tscOffset(op string, nr uintptr, v *uint64) error {
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	// SAFETY: KVM gets the address as a number, so v is kept where it is.
+	pin.Pin(v)
+	return set(op, c.fd, nr, &deviceAttr{Addr: uint64(uintptr(unsafe.Pointer(v)))})
 }
 
 // KVMClockCtrl tells the guest's watchdogs that it was paused (KVM API 4.70).
