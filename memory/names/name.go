@@ -44,10 +44,12 @@ const (
 	layerShift  = 48
 	layerMask   = 1<<12 - 1
 	numberMask  = 1<<48 - 1
-	maxLayers   = layerMask + 1
 	maxNumber   = numberMask
 	payloadMask = 1<<60 - 1
 )
+
+// MaxLayers is how many layers names can number.
+const MaxLayers = layerMask + 1
 
 // ZeroPage is the name of a page of zeros.
 const ZeroPage = Name(Zero) << kindShift

@@ -26,6 +26,8 @@ type proof struct {
 	buf    []byte // of blocks read at once, made when it is needed
 	claims []claim
 	read   int64 // bytes read so far
+	// wanted tells which layers matter; nil means all.
+	wanted func(LayerID) bool
 }
 
 // claim is a page that is being proven.
@@ -89,7 +91,7 @@ func (p *proof) prove(r memory.Range) error {
 func (p *proof) begin(r memory.Range) {
 	p.claims = p.claims[:0]
 	p.table.eachPage(r, func(page uint32, w word) {
-		if w.kind() == kindNamed && !w.vouched() && p.table.swap(page, w, w|provingBit) {
+		if w.kind() == kindNamed && !w.vouched() && (p.wanted == nil || p.wanted(w.key().layer())) && p.table.swap(page, w, w|provingBit) {
 			p.claims = append(p.claims, claim{page, w | provingBit})
 		}
 	})

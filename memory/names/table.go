@@ -24,6 +24,7 @@ type Table struct {
 	lazy    lazy     // holds the arrays
 	changes changes
 	stats   counters
+	lost    atomic.Pointer[memory.PageSet] // of [Table.Follow]
 
 	mu     sync.Mutex                     // orders AddLayer
 	layers atomic.Pointer[[]*sharedLayer] // replaced, never changed
@@ -40,6 +41,7 @@ type sharedLayer struct {
 	Layer
 	blocks    atomic.Uint64 // whole blocks that may name pages
 	unindexed atomic.Bool   // the index is not used any more
+	immutable atomic.Bool
 }
 
 // frameCount counts what is in a large frame: 63..32 changes, which wrap,
@@ -96,13 +98,14 @@ func (t *Table) AddLayer(l Layer) (LayerID, error) {
 	defer t.mu.Unlock()
 	old := *t.layers.Load()
 	switch {
-	case len(old) == maxLayers:
+	case len(old) == MaxLayers:
 		return 0, fmt.Errorf("layer %s: %w", l.Title, ErrTooManyLayers)
 	case l.Size/BlockSize > mostBlocks:
 		return 0, fmt.Errorf("layer %s of %d bytes: %w", l.Title, l.Size, ErrLayerTooLarge)
 	}
 	added := &sharedLayer{Layer: l}
 	added.blocks.Store(uint64(max(l.Size, 0) / BlockSize))
+	added.immutable.Store(l.Immutable)
 	layers := append(old[:len(old):len(old)], added)
 	t.layers.Store(&layers)
 	return LayerID(len(old)), nil
@@ -115,6 +118,7 @@ func (t *Table) Layers() []Layer {
 	layers := make([]Layer, len(shared))
 	for i, s := range shared {
 		layers[i] = s.Layer
+		layers[i].Immutable = s.immutable.Load()
 		if blocks := s.blocks.Load(); blocks != uint64(s.Size)/BlockSize {
 			layers[i].Size = int64(blocks) * BlockSize
 		}
@@ -242,6 +246,9 @@ func (t *Table) swap(page uint32, old, now word) bool {
 	}
 	if old.kind() != kindNamed || now.kind() != kindNamed {
 		down -= oneActivity
+	}
+	if old.kind() == kindNamed && now.kind() != kindNamed {
+		t.lose(page)
 	}
 	if down != 0 {
 		atomic.AddUint64(frame, -down)

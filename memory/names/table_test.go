@@ -263,7 +263,7 @@ func TestLayers(t *testing.T) {
 	if _, err := tab.AddLayer(Layer{Size: 1 << 62}); err == nil {
 		t.Error("a layer of 4 EiB was added")
 	}
-	for range maxLayers - 2 {
+	for range MaxLayers - 2 {
 		if _, err := tab.AddLayer(Layer{}); err != nil {
 			t.Fatal(err)
 		}
