@@ -194,6 +194,10 @@ func TestAnnounce(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-changed
+	want := rarp(guestMAC)
+	if got := p.receive(); !bytes.Equal(got, want[:]) {
+		t.Errorf("announced with %x", got)
+	}
 	if status := d.DeviceConfig(configStatus, 1)[0]; status != statusLinkUp|statusAnnounce {
 		t.Errorf("status %#x", status)
 	}
@@ -201,15 +205,16 @@ func TestAnnounce(t *testing.T) {
 	if status := d.DeviceConfig(configStatus, 1)[0]; status != statusLinkUp {
 		t.Errorf("status %#x after the driver's word", status)
 	}
-	// A driver that cannot do it is announced by the device.
+	// A driver that cannot do it is announced by the device alone.
 	d.Start(everything&^featureGuestAnnounce, 64)
 	if err := dev.Announce(); err != nil {
 		t.Fatal(err)
 	}
-	got := p.receive()
-	want := rarp(guestMAC)
-	if !bytes.Equal(got, want[:]) {
+	if got := p.receive(); !bytes.Equal(got, want[:]) {
 		t.Errorf("announced with %x", got)
+	}
+	if status := d.DeviceConfig(configStatus, 1)[0]; status != statusLinkUp {
+		t.Errorf("status %#x for a driver that cannot announce", status)
 	}
 	d.Reset()
 	if err := dev.Announce(); err == nil {

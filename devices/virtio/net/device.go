@@ -193,25 +193,24 @@ func (d *Device) changeLink(change func()) {
 	}
 }
 
-// Announce makes the network learn where the guest is now, after a migration:
-// by the guest itself where its driver can (virtio 1.2 5.1.6.5.4), else by a
-// RARP frame in its name.
+// Announce makes the network learn where the guest is now, after a migration or a
+// restore: by a RARP frame in its name, from which switches learn, and by the guest
+// itself where its driver can (virtio 1.2 5.1.6.5.4), which knows its IP addresses.
 func (d *Device) Announce() error {
 	d.mu.Lock()
 	r, tell := d.activation, d.configChanged
 	byDriver := r != nil && r.Has(featureStatus|featureCtrlQueue|featureGuestAnnounce)
 	d.announce = byDriver
 	d.mu.Unlock()
-	switch {
-	case r == nil:
+	if r == nil {
 		return errors.New("virtio net: no driver to announce")
-	case byDriver:
+	}
+	r.transmitter.announce.Store(true)
+	if r.transmitter.queue != nil {
+		r.transmitter.queue.Again()
+	}
+	if byDriver {
 		tell()
-	default:
-		r.transmitter.announce.Store(true)
-		if r.transmitter.queue != nil {
-			r.transmitter.queue.Again()
-		}
 	}
 	return nil
 }
