@@ -98,7 +98,7 @@ func TestEveryByte(t *testing.T) {
 					now[0] = was[0] ^ 1<<(at%8)
 					f.WriteAt(now[:], at)
 					var err error
-					if filepath.Base(path) == pagesName { // Open looks only at its size
+					if filepath.Base(path) == PagesName { // Open looks only at its size
 						err = opened.Verify(context.Background(), LoadOptions{Workers: 1})
 					} else {
 						err = notices(t, dir, false)
@@ -124,7 +124,7 @@ func TestLoadNotices(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, err := os.OpenFile(filepath.Join(dir, pagesName), os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(dir, PagesName), os.O_RDWR, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +152,7 @@ func TestLoadNotices(t *testing.T) {
 func TestDigestsNotice(t *testing.T) {
 	for _, c := range []Compression{None, Zstd} {
 		_, dir := small(t, c)
-		path := filepath.Join(dir, pageMapName)
+		path := filepath.Join(dir, PageMapName)
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -220,7 +220,7 @@ func TestTruncated(t *testing.T) {
 // TestSymlink: a snapshot does not lead out of its folder.
 func TestSymlink(t *testing.T) {
 	s, dir := small(t, None)
-	pages := filepath.Join(dir, pagesName)
+	pages := filepath.Join(dir, PagesName)
 	away := filepath.Join(s.dir, "away")
 	os.Rename(pages, away)
 	os.Symlink(away, pages)
@@ -231,13 +231,13 @@ func TestSymlink(t *testing.T) {
 
 func TestNewerVersion(t *testing.T) {
 	_, dir := small(t, None)
-	for _, name := range []string{manifestName, pageMapName} {
+	for _, name := range []string{ManifestName, PageMapName} {
 		path := filepath.Join(dir, name)
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if name == manifestName {
+		if name == ManifestName {
 			newer := strings.Replace(string(b), `"format": 1`, `"format": 2, "more": {}`, 1)
 			os.WriteFile(path, []byte(newer), 0o600)
 			_, err = Open(dir, OpenOptions{})

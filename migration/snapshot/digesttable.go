@@ -62,7 +62,7 @@ func (p *pageMap) part(n uint64) ([]Digest, error) {
 	first := n * partDigests
 	b := make([]byte, min(partDigests, t.count-first)*digestSize)
 	if err := readFull(t.file, b, t.offset+int64(n)*partSize); err != nil {
-		return nil, fmt.Errorf("%s: %w", pageMapName, err)
+		return nil, fmt.Errorf("%s: %w", PageMapName, err)
 	}
 	if digestOf(b) != t.proofs[n] {
 		return nil, formatError("page map: its digests were altered, from %d on", first)

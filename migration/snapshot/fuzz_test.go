@@ -18,7 +18,7 @@ import (
 // what it returns can be written and read again.
 func FuzzManifest(f *testing.F) {
 	for _, name := range []string{"none-base", "zstd-child"} {
-		b, err := os.ReadFile(filepath.Join("testdata/golden1", name, manifestName))
+		b, err := os.ReadFile(filepath.Join("testdata/golden1", name, ManifestName))
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -30,7 +30,7 @@ func FuzzManifest(f *testing.F) {
 			id := seal(b)
 			b = append(bytes.Clone(b), sealBefore+id.String()+sealAfter...)
 		}
-		m, id, err := decodeManifest(b)
+		m, id, err := ParseManifest(b)
 		if err != nil {
 			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrVersion) {
 				t.Errorf("%v wraps neither ErrFormat nor ErrVersion", err)
@@ -44,7 +44,7 @@ func FuzzManifest(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := decodeManifest(again); err != nil {
+		if _, _, err := ParseManifest(again); err != nil {
 			t.Errorf("%v, after\n%s\nbecame\n%s", err, b, again)
 		}
 	})
@@ -118,7 +118,7 @@ func sealMap(b []byte) []byte {
 // are what encoding gives.
 func FuzzPageMap(f *testing.F) {
 	for _, name := range []string{"none-base", "none-child", "zstd-base", "zstd-child"} {
-		b, err := os.ReadFile(filepath.Join("testdata/golden1", name, pageMapName))
+		b, err := os.ReadFile(filepath.Join("testdata/golden1", name, PageMapName))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -60,7 +60,7 @@ func TestGolden(t *testing.T) {
 		find := func(string, Parent) (string, error) { return filepath.Join(kept, string(c)+"-base"), nil }
 		raw := func(_ string, l Layer) (LayerFile, error) {
 			l.Path = "disk.img"
-			return openLayer(s.dir, l)
+			return OpenLayer(s.dir, l)
 		}
 		snap, err := Open(filepath.Join(kept, string(c)+"-child"), OpenOptions{OpenLayer: raw, FindParent: find})
 		if err != nil {
@@ -80,7 +80,7 @@ func TestGolden(t *testing.T) {
 // checkSameFiles compares the snapshots just written with those kept.
 func (s *scene) checkSameFiles(kept string) {
 	for _, name := range []string{"none-base", "none-child"} {
-		for _, file := range []string{manifestName, pageMapName, pagesName, sectionsName + "/cpu"} {
+		for _, file := range []string{ManifestName, PageMapName, PagesName, SectionsName + "/cpu"} {
 			want, err := os.ReadFile(filepath.Join(kept, name, file))
 			if err != nil {
 				s.t.Fatal(err)

@@ -60,8 +60,9 @@ type imageFile struct {
 	length int64 // bytes
 }
 
-// openLayer opens a raw or qcow2 image.
-func openLayer(dir string, l Layer) (_ LayerFile, err error) {
+// OpenLayer opens a layer of the snapshot in dir as [Open] does: the image that
+// [FindLayer] finds, with all that it is stacked on, locked against writers.
+func OpenLayer(dir string, l Layer) (_ LayerFile, err error) {
 	format := chain.Format(l.Format)
 	if format != chain.Raw && format != chain.Qcow2 {
 		return nil, fmt.Errorf("format %s cannot be read here", l.Format)

@@ -51,7 +51,7 @@ func (s *scene) stacked() {
 func (s *scene) imageSource(format string) LayerSource {
 	s.t.Helper()
 	l := Layer{ID: layer.NewWritten(), Path: s.path, Size: int64(len(s.content)), Format: format}
-	f, err := openLayer(s.dir, l)
+	f, err := OpenLayer(s.dir, l)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestOpenFile(t *testing.T) {
 		}
 		return os.Open(filepath.Join(s.dir, filepath.Base(dir), name))
 	}
-	here := func(_ string, l Layer) (LayerFile, error) { return openLayer(filepath.Join(s.dir, "snap1"), l) }
+	here := func(_ string, l Layer) (LayerFile, error) { return OpenLayer(filepath.Join(s.dir, "snap1"), l) }
 	snap, err := Open("/nowhere/snap1", OpenOptions{OpenFile: lend, OpenLayer: here})
 	if err != nil {
 		t.Fatal(err)

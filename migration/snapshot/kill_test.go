@@ -112,7 +112,7 @@ func (s *scene) checkKilled(path string) {
 	s.t.Helper()
 	raw := func(_ string, l Layer) (LayerFile, error) {
 		l.Path = "disk.img"
-		return openLayer(s.dir, l)
+		return OpenLayer(s.dir, l)
 	}
 	snap, err := Open(path, OpenOptions{OpenLayer: raw})
 	if err != nil {
@@ -153,11 +153,11 @@ func TestTwoSaves(t *testing.T) {
 	dead := filepath.Join(s.dir, ".snap.partial-999999999")
 	strange := filepath.Join(s.dir, ".other.partial-1")
 	for _, dir := range []string{dead, strange} {
-		if err := os.MkdirAll(filepath.Join(dir, sectionsName), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, SectionsName), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	os.WriteFile(filepath.Join(dead, pagesName), make([]byte, memory.PageSize), 0o600)
+	os.WriteFile(filepath.Join(dead, PagesName), make([]byte, memory.PageSize), 0o600)
 	os.WriteFile(filepath.Join(strange, "photos"), nil, 0o600)
 	if err := Sweep(s.dir); err == nil {
 		t.Error("sweeping says nothing of what is not of a snapshot")

@@ -27,7 +27,8 @@ const (
 	// MaxSection and MaxSections bound the state of devices: 64 MiB, 1024.
 	MaxSection  = 64 << 20
 	MaxSections = 1024
-	maxManifest = 16 << 20
+	// MaxManifest bounds the manifest: 16 MiB.
+	MaxManifest = 16 << 20
 	maxLayers   = 4096 // that a name can number
 )
 
@@ -178,14 +179,18 @@ func (m *Manifest) encode() ([]byte, ID, error) {
 	b = bytes.TrimSuffix(b, []byte("\n}"))
 	id := seal(b)
 	b = append(b, sealBefore+id.String()+sealAfter...)
-	if len(b) > maxManifest {
-		return nil, ID{}, fmt.Errorf("manifest: %d bytes are more than %d", len(b), maxManifest)
+	if len(b) > MaxManifest {
+		return nil, ID{}, fmt.Errorf("manifest: %d bytes are more than %d", len(b), MaxManifest)
 	}
 	return b, id, nil
 }
 
-// decodeManifest checks everything that a manifest says against itself.
-func decodeManifest(b []byte) (*Manifest, ID, error) {
+// ParseManifest decodes the bytes of a manifest, and checks everything that it
+// says against itself. It returns the identity of the snapshot, too.
+func ParseManifest(b []byte) (*Manifest, ID, error) {
+	if len(b) > MaxManifest {
+		return nil, ID{}, formatError("manifest: %d bytes are more than %d", len(b), MaxManifest)
+	}
 	var version struct {
 		Format int `json:"format"`
 	}

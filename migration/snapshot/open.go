@@ -47,10 +47,10 @@ type OpenOptions struct {
 // complete fills in what is nil.
 func (o *OpenOptions) complete() {
 	if o.OpenFile == nil {
-		o.OpenFile = openIn
+		o.OpenFile = OpenFile
 	}
 	if o.OpenLayer == nil {
-		o.OpenLayer = openLayer
+		o.OpenLayer = OpenLayer
 	}
 	if o.FindParent == nil {
 		o.FindParent = o.findParent
@@ -98,24 +98,25 @@ func open(dir string, o OpenOptions, want *ID, chain int) (_ *Snapshot, err erro
 }
 
 func (s *Snapshot) readManifest() error {
-	f, size, err := s.openFile(manifestName)
+	f, size, err := s.openFile(ManifestName)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if size > maxManifest {
-		return formatError("manifest: %d bytes are more than %d", size, maxManifest)
+	if size > MaxManifest {
+		return formatError("manifest: %d bytes are more than %d", size, MaxManifest)
 	}
 	b := make([]byte, size)
 	if err := readFull(f, b, 0); err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
-	s.m, s.id, err = decodeManifest(b)
+	s.m, s.id, err = ParseManifest(b)
 	return err
 }
 
-// openIn opens a file of the snapshot in a folder, and none elsewhere.
-func openIn(dir, name string) (*os.File, error) {
+// OpenFile opens a file of the snapshot in dir as [Open] does, by its name in the
+// format. It does not lead out of the folder.
+func OpenFile(dir, name string) (*os.File, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
@@ -180,14 +181,14 @@ func (s *Snapshot) readFiles() error {
 	}
 	var size uint64
 	var err error
-	if s.pages, size, err = s.openFile(pagesName); err != nil {
+	if s.pages, size, err = s.openFile(PagesName); err != nil {
 		return err
 	}
 	if size != s.m.Pages.Size {
-		return formatError("%s has %d bytes and should have %d", pagesName, size, s.m.Pages.Size)
+		return formatError("%s has %d bytes and should have %d", PagesName, size, s.m.Pages.Size)
 	}
 	for _, f := range s.m.Sections {
-		b, err := s.readFile(sectionsName+"/"+f.Name, f.File)
+		b, err := s.readFile(SectionsName+"/"+f.Name, f.File)
 		if err != nil {
 			return err
 		}
@@ -200,15 +201,15 @@ func (s *Snapshot) readFiles() error {
 func (s *Snapshot) readPageMap() error {
 	var size uint64
 	var err error
-	if s.digests, size, err = s.openFile(pageMapName); err != nil {
+	if s.digests, size, err = s.openFile(PageMapName); err != nil {
 		return err
 	}
 	if size != s.m.PageMap.Size {
-		return formatError("%s has %d bytes and should have %d", pageMapName, size, s.m.PageMap.Size)
+		return formatError("%s has %d bytes and should have %d", PageMapName, size, s.m.PageMap.Size)
 	}
 	head := make([]byte, min(size, headerSize))
 	if err := readFull(s.digests, head, 0); err != nil {
-		return fmt.Errorf("%s: %w", pageMapName, err)
+		return fmt.Errorf("%s: %w", PageMapName, err)
 	}
 	_, counts, err := readHeader(head, s.m.scope())
 	if err != nil {
@@ -219,10 +220,10 @@ func (s *Snapshot) readPageMap() error {
 	}
 	head = make([]byte, headSize(counts))
 	if err := readFull(s.digests, head, 0); err != nil {
-		return fmt.Errorf("%s: %w", pageMapName, err)
+		return fmt.Errorf("%s: %w", PageMapName, err)
 	}
 	if digestOf(head) != s.m.PageMap.Digest {
-		return formatError("%s was altered", pageMapName)
+		return formatError("%s was altered", PageMapName)
 	}
 	if s.p, err = decodePageMap(head, size, s.m.scope()); err != nil {
 		return err

@@ -136,7 +136,7 @@ func TestParentGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	snap.Close()
-	os.Truncate(filepath.Join(hidden, "x", pagesName), 4096)
+	os.Truncate(filepath.Join(hidden, "x", PagesName), 4096)
 	if _, err := Open(child, OpenOptions{FindParent: find}); !errors.Is(err, ErrParent) || !errors.Is(err, ErrFormat) {
 		t.Errorf("the parent is truncated: %v", err)
 	}

@@ -26,28 +26,28 @@ type Target interface {
 
 // Names of the files of a snapshot.
 const (
-	manifestName = "manifest.json"
-	pageMapName  = "pagemap"
-	pagesName    = "pages"
-	sectionsName = "sections"
+	ManifestName = "manifest.json"
+	PageMapName  = "pagemap"
+	PagesName    = "pages"
+	SectionsName = "sections"
 	// WorkingSet is the file for what the first restore touched. It is not
 	// covered by the manifest.
 	WorkingSet = "workingset"
 )
 
-var fileNames = []string{manifestName, pageMapName, pagesName, sectionsName, WorkingSet}
+var fileNames = []string{ManifestName, PageMapName, PagesName, SectionsName, WorkingSet}
 
-// partial is a folder that becomes a snapshot when it is renamed. Its lock
+// Folder is a folder that appears under its name when it is complete. Its lock
 // tells a writer that lives from the debris of one that does not: it goes with
 // the process, whatever number that had.
-type partial struct {
+type Folder struct {
 	path, temporary string
 	dir             *os.File // locked
 }
 
-// NewTarget returns the target that makes the folder path appear. It removes
-// what writers that died left of it.
-func NewTarget(path string) (Target, error) {
+// NewFolder begins a folder that is to appear at path. It removes what writers
+// that died left of it.
+func NewFolder(path string) (*Folder, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -64,20 +64,81 @@ func NewTarget(path string) (Target, error) {
 	if live > 0 {
 		return nil, fmt.Errorf("snapshot %s: %w", path, ErrBusy)
 	}
-	p := &partial{path: path, temporary: filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.partial-%d", filepath.Base(path), os.Getpid()))}
-	if err := os.Mkdir(p.temporary, 0o700); err != nil {
+	f := &Folder{path: path, temporary: filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.partial-%d", filepath.Base(path), os.Getpid()))}
+	if err := os.Mkdir(f.temporary, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			err = ErrBusy
 		}
 		return nil, writeError(fmt.Errorf("snapshot %s: %w", path, err))
 	}
-	if p.dir, err = lockDir(p.temporary); err == nil {
-		err = os.Mkdir(filepath.Join(p.temporary, sectionsName), 0o700)
+	if f.dir, err = lockDir(f.temporary); err != nil {
+		return nil, errors.Join(writeError(fmt.Errorf("snapshot %s: %w", path, err)), f.Abort())
+	}
+	return f, nil
+}
+
+// Temporary is where the folder is until Commit.
+func (f *Folder) Temporary() string { return f.temporary }
+
+// Commit makes the folder appear under its name. All in it is synced, but its own
+// names.
+func (f *Folder) Commit() error {
+	if err := SyncDir(f.temporary); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, f.temporary, unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// The file system cannot; without, a folder replaces only an empty one.
+		err = os.Rename(f.temporary, f.path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		err = ErrExists
 	}
 	if err != nil {
-		return nil, errors.Join(writeError(fmt.Errorf("snapshot %s: %w", path, err)), p.Abort())
+		return fmt.Errorf("give it its name: %w", err)
 	}
-	return p, nil
+	f.temporary = ""
+	return errors.Join(f.dir.Close(), SyncDir(filepath.Dir(f.path)))
+}
+
+// Abort removes the folder. After Commit it does nothing.
+func (f *Folder) Abort() error {
+	if f.temporary == "" {
+		return nil
+	}
+	err := os.RemoveAll(f.temporary)
+	f.temporary = ""
+	if f.dir != nil {
+		err = errors.Join(err, f.dir.Close())
+	}
+	return err
+}
+
+// partial is a snapshot that is being written.
+type partial struct{ *Folder }
+
+// NewTarget returns the target that makes the folder path appear. It removes
+// what writers that died left of it.
+func NewTarget(path string) (Target, error) {
+	f, err := NewFolder(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(filepath.Join(f.temporary, SectionsName), 0o700); err != nil {
+		return nil, errors.Join(writeError(fmt.Errorf("snapshot %s: %w", path, err)), f.Abort())
+	}
+	return partial{f}, nil
+}
+
+func (p partial) Create(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(p.temporary, filepath.FromSlash(name)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func (p partial) Commit() error {
+	if err := SyncDir(filepath.Join(p.temporary, SectionsName)); err != nil {
+		return err
+	}
+	return p.Folder.Commit()
 }
 
 // lockDir opens a folder and locks it. The error wraps [ErrBusy] when another
@@ -102,45 +163,8 @@ func lockDir(path string) (*os.File, error) {
 	return nil, errors.Join(fmt.Errorf("lock %s: %w", path, ErrBusy), f.Close())
 }
 
-func (p *partial) Create(name string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(p.temporary, filepath.FromSlash(name)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-}
-
-func (p *partial) Commit() error {
-	for _, dir := range []string{filepath.Join(p.temporary, sectionsName), p.temporary} {
-		if err := syncDir(dir); err != nil {
-			return err
-		}
-	}
-	err := unix.Renameat2(unix.AT_FDCWD, p.temporary, unix.AT_FDCWD, p.path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// The file system cannot; without, a folder replaces only an empty one.
-		err = os.Rename(p.temporary, p.path)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		err = ErrExists
-	}
-	if err != nil {
-		return fmt.Errorf("give it its name: %w", err)
-	}
-	p.temporary = ""
-	return errors.Join(p.dir.Close(), syncDir(filepath.Dir(p.path)))
-}
-
-func (p *partial) Abort() error {
-	if p.temporary == "" {
-		return nil
-	}
-	err := os.RemoveAll(p.temporary)
-	p.temporary = ""
-	if p.dir != nil {
-		err = errors.Join(err, p.dir.Close())
-	}
-	return err
-}
-
-// syncDir makes the names in a folder last.
-func syncDir(path string) error {
+// SyncDir makes the names in a folder last.
+func SyncDir(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -194,16 +218,26 @@ func sweepOne(path string) error {
 	return os.RemoveAll(path)
 }
 
-// onlyOurs fails when a folder holds what no snapshot does.
+// onlyOurs fails when a folder holds what neither a snapshot does nor a folder of
+// snapshots and their layers.
 func onlyOurs(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(fileNames, e.Name()) {
+		switch {
+		case slices.Contains(fileNames, e.Name()), e.IsDir() && e.Name() == LayersName:
+		case e.IsDir() && onlyFiles(filepath.Join(path, e.Name())):
+		default:
 			return fmt.Errorf("%s holds %s, which is of no snapshot: remove it by hand", path, e.Name())
 		}
 	}
 	return nil
+}
+
+// onlyFiles reports whether a folder holds no more than the files of a snapshot.
+func onlyFiles(path string) bool {
+	entries, err := os.ReadDir(path)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(fileNames, e.Name()) })
 }

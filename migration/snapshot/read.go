@@ -81,7 +81,7 @@ func (r *Reader) read(f flatRun, dst []byte) error {
 // readPages fills dst with pages that are stored as they are.
 func (s *Snapshot) readPages(r Run, dst []byte) error {
 	if err := readFull(s.pages, dst, int64(r.Number)*memory.PageSize); err != nil {
-		return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
+		return fmt.Errorf("snapshot %s: %s: %w", s.dir, PagesName, err)
 	}
 	for i := range r.Pages {
 		if err := s.checkSlot(r.Number+i, dst[i*memory.PageSize:][:memory.PageSize]); err != nil {
@@ -104,7 +104,7 @@ func (s *Snapshot) checkSlot(slot uint64, page []byte) error {
 }
 
 func (s *Snapshot) altered(slot uint64) error {
-	return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: slot %d was altered", pagesName, slot))
+	return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: slot %d was altered", PagesName, slot))
 }
 
 // readFrames fills dst with pages that are compressed.
@@ -144,10 +144,10 @@ func (r *Reader) unpack(s *Snapshot, n int) error {
 	}
 	packed := r.packed[:f.size]
 	if err := readFull(s.pages, packed, int64(f.offset)); err != nil {
-		return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
+		return fmt.Errorf("snapshot %s: %s: %w", s.dir, PagesName, err)
 	}
 	bad := func(why any) error {
-		return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: frame %d: %v", pagesName, n, why))
+		return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: frame %d: %v", PagesName, n, why))
 	}
 	if xxh3.Hash(packed) != f.sum {
 		return bad("it was altered")

@@ -44,7 +44,7 @@ func List(dir string) ([]Entry, error) {
 		if path != dir && debris.MatchString(d.Name()) {
 			return fs.SkipDir
 		}
-		if _, err := os.Lstat(filepath.Join(path, manifestName)); err == nil {
+		if _, err := os.Lstat(filepath.Join(path, ManifestName)); err == nil {
 			all = append(all, inspect(path))
 			return fs.SkipDir
 		}
@@ -123,7 +123,7 @@ func Remove(path string, folders ...string) error {
 	if err := os.Rename(path, going); err != nil {
 		return fmt.Errorf("remove snapshot: %w", err)
 	}
-	if err := errors.Join(os.RemoveAll(going), syncDir(dir)); err != nil {
+	if err := errors.Join(os.RemoveAll(going), SyncDir(dir)); err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", path, err)
 	}
 	return nil

@@ -25,7 +25,7 @@ func TestStore(t *testing.T) {
 	os.MkdirAll(filepath.Join(s.dir, "deep", "er"), 0o700)
 	os.Rename(filepath.Join(s.dir, "snap2"), filepath.Join(s.dir, "deep", "er", "snap2"))
 	s.save("broken", s.options(None), Capture{})
-	os.WriteFile(filepath.Join(s.dir, "broken", manifestName), []byte("{}"), 0o600)
+	os.WriteFile(filepath.Join(s.dir, "broken", ManifestName), []byte("{}"), 0o600)
 	w := s.create("unfinished", s.options(None))
 	defer w.Abort()
 
@@ -82,14 +82,14 @@ func TestRemove(t *testing.T) {
 	}
 	// Some other program's folder.
 	os.Mkdir(at("web"), 0o700)
-	os.WriteFile(filepath.Join(at("web"), manifestName), []byte("{}"), 0o600)
+	os.WriteFile(filepath.Join(at("web"), ManifestName), []byte("{}"), 0o600)
 	os.WriteFile(filepath.Join(at("web"), "index.html"), nil, 0o600)
 	if err := Remove(at("web")); err == nil {
 		t.Error("what is no snapshot was removed")
 	}
 	// A snapshot that cannot be read can be removed.
 	s.save("snap", s.options(None), Capture{})
-	os.WriteFile(filepath.Join(at("snap"), manifestName), []byte("{}"), 0o600)
+	os.WriteFile(filepath.Join(at("snap"), ManifestName), []byte("{}"), 0o600)
 	if err := Remove(at("snap")); err != nil {
 		t.Error(err)
 	}

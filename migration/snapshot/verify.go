@@ -149,7 +149,7 @@ func (r *Reader) checkSlots(slots Run, buf []byte) error {
 		}
 		buf = r.frame.buf
 	} else if err := readFull(s.pages, buf[:slots.Pages*memory.PageSize], int64(slots.Number)*memory.PageSize); err != nil {
-		return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
+		return fmt.Errorf("snapshot %s: %s: %w", s.dir, PagesName, err)
 	}
 	for i := range slots.Pages {
 		if !s.p.isUsed(slots.Number + i) {
@@ -168,10 +168,10 @@ func (s *Snapshot) checkZeros(ctx context.Context, at, size uint64) error {
 	for size > 0 && ctx.Err() == nil {
 		n := min(size, uint64(len(buf)))
 		if err := readFull(s.pages, buf[:n], int64(at)); err != nil {
-			return fmt.Errorf("snapshot %s: %s: %w", s.dir, pagesName, err)
+			return fmt.Errorf("snapshot %s: %s: %w", s.dir, PagesName, err)
 		}
 		if !layer.IsZero(buf[:n]) {
-			return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: something stands at %d, where no page is", pagesName, at))
+			return fmt.Errorf("snapshot %s: %w", s.dir, formatError("%s: something stands at %d, where no page is", PagesName, at))
 		}
 		at, size = at+n, size-n
 	}

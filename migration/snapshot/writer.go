@@ -138,7 +138,7 @@ func (w *Writer) begin() error {
 		return err
 	}
 	var err error
-	w.pages, err = w.target.Create(pagesName)
+	w.pages, err = w.target.Create(PagesName)
 	return err
 }
 
@@ -220,7 +220,7 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	m.Holds = holdsOf(p.runs)
 	m.Pages = File{Size: p.pagesSize, Digest: digestOfAll(p.digests)}
 	b, head := p.encode()
-	if m.PageMap, err = w.file(pageMapName, b); err != nil {
+	if m.PageMap, err = w.file(PageMapName, b); err != nil {
 		return ID{}, err
 	}
 	m.PageMap.Digest = digestOf(b[:head])
@@ -228,7 +228,7 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 		if err := checkSection(s.Name, uint64(len(s.Bytes))); err != nil {
 			return ID{}, err
 		}
-		f, err := w.file(sectionsName+"/"+s.Name, s.Bytes)
+		f, err := w.file(SectionsName+"/"+s.Name, s.Bytes)
 		if err != nil {
 			return ID{}, err
 		}
@@ -241,7 +241,7 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	if err != nil {
 		return ID{}, err
 	}
-	if _, err := w.file(manifestName, text); err != nil {
+	if _, err := w.file(ManifestName, text); err != nil {
 		return ID{}, err
 	}
 	if ctx.Err() != nil {
