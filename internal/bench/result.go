@@ -17,6 +17,7 @@ type Result struct {
 	Host    Host          `json:"host"`
 	Quick   bool          `json:"quick,omitempty"`
 	Rounds  int           `json:"rounds"`
+	Lost    int           `json:"lost_rounds,omitempty"` // repeated, because a guest died in the emulated host
 	Metrics []Metric      `json:"metrics"`
 	Entries []Entry       `json:"contestants"`
 	Targets []Verdict     `json:"targets"`

@@ -43,36 +43,63 @@ func (r *Result) run(ctx context.Context, b *Benchmark, env *Env, progress Progr
 	if env.Quick {
 		rounds, warmups = min(rounds, quickRounds), min(warmups, 1)
 	}
-	progress("%s: preparing", b.Name)
-	session, err := limited(ctx, b.OpenLimit, func(ctx context.Context) (Session, error) { return b.Open(ctx, env) })
+	open := func() (Session, error) {
+		progress("%s: preparing", b.Name)
+		return limited(ctx, b.OpenLimit, func(ctx context.Context) (Session, error) { return b.Open(ctx, env) })
+	}
+	session, err := open()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, session.Close()) }()
-
+	defer func() {
+		if session != nil {
+			err = errors.Join(err, session.Close())
+		}
+	}()
 	for _, c := range session.Contestants() {
 		r.Entries = append(r.Entries, Entry{Contestant: c, Values: map[string][]float64{}})
 	}
-	for round := range warmups + rounds {
+	for round := 0; round < warmups+rounds; {
 		samples, err := runRound(ctx, b, session, r.Entries, func(name string, s Sample) {
 			progress("%s %s: %s %s", b.Name, roundName(round, warmups, rounds), name, s.text(b.Metrics))
 		})
 		if err != nil {
-			return err
-		}
-		if round < warmups {
+			if b.Where != Lab || r.Lost == mostLost || ctx.Err() != nil {
+				return err
+			}
+			r.Lost++
+			progress("%s: a round is lost: %v", b.Name, err)
+			err = session.Close()
+			session = nil
+			if err != nil {
+				return err
+			}
+			if session, err = open(); err != nil {
+				return err
+			}
 			continue
 		}
-		for i, sample := range samples {
-			for _, m := range b.Metrics {
-				if value, ok := sample[m.Name]; ok {
-					r.Entries[i].Values[m.Name] = append(r.Entries[i].Values[m.Name], value)
-				}
-			}
+		if round++; round > warmups {
+			r.count(b, samples)
 		}
-		r.Rounds++
 	}
 	return nil
+}
+
+// mostLost is how many rounds of a benchmark in an emulated host may be lost to
+// a guest that died (see internal/lab): its session is opened anew.
+const mostLost = 3
+
+// count adds a round.
+func (r *Result) count(b *Benchmark, samples []Sample) {
+	for i, sample := range samples {
+		for _, m := range b.Metrics {
+			if value, ok := sample[m.Name]; ok {
+				r.Entries[i].Values[m.Name] = append(r.Entries[i].Values[m.Name], value)
+			}
+		}
+	}
+	r.Rounds++
 }
 
 // quickRounds is how many rounds of a benchmark count with Env.Quick.

@@ -96,6 +96,20 @@ func TestRunFailure(t *testing.T) {
 	}
 }
 
+// In an emulated host a round may be lost, and the session begins anew.
+func TestRunRepeatsLostRound(t *testing.T) {
+	s := &fakeSession{fail: "b 2"}
+	b := fakeBenchmark(s)
+	b.Where = Lab
+	r := Run(t.Context(), b, &Env{}, silent)
+	if r.Failed != "" || r.Lost != 1 || r.Rounds != 4 || len(r.Entries[1].Values["time"]) != 4 {
+		t.Errorf("failed %q, %d lost, %d rounds, values %v", r.Failed, r.Lost, r.Rounds, r.Entries[1].Values)
+	}
+	if diff := cmp.Diff("a0 b0 a1 b1 a2 b2 close a3 b3 a4 b4 a5 b5 close", strings.Join(s.diary, " ")); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestRunUnavailable(t *testing.T) {
 	b := fakeBenchmark(&fakeSession{})
 	env := &Env{Missing: map[string]string{"QEMU": "not installed"}}

@@ -60,12 +60,12 @@ type qemuMachine struct {
 }
 
 // qemuMicroVM is -M microvm with what its documentation advises for a fast
-// boot: no option ROMs, and firmware smaller than SeaBIOS. PIT, PIC and RTC
-// stay: without them Debian's kernel waits for interrupts and clocks that do
-// not come, and takes minutes in an emulated host.
+// boot: no option ROMs, and firmware smaller than SeaBIOS. PIT, PIC, RTC and
+// ACPI stay: without them Debian's kernel waits for interrupts and clocks that
+// do not come, for many seconds to minutes in an emulated host.
 func qemuMicroVM() qemuMachine {
 	return qemuMachine{"qemu-microvm", []string{
-		"-M", "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=off",
+		"-M", "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on",
 		"-bios", "qboot.rom",
 	}}
 }

@@ -91,6 +91,9 @@ func writeResult(out *strings.Builder, r *Result) {
 	if r.Quick {
 		rounds += " (a quick run)"
 	}
+	if r.Lost > 0 {
+		rounds += fmt.Sprintf("; %d more in which a guest died in the emulated host were repeated", r.Lost)
+	}
 	fmt.Fprintf(out, "Medians (min to max) of %s.\n\n", rounds)
 	writeValues(out, r)
 	out.WriteString("\n")
