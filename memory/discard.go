@@ -22,8 +22,7 @@ func (s *Space) Discard(gpa GPA, n uint64) error {
 	if start >= end {
 		return nil
 	}
-	off := start - uint64(r.Start)
-	if err := r.discard(off, end-start); err != nil {
+	if err := s.discard(r, Range{Start: GPA(start), Size: end - start}); err != nil {
 		return fmt.Errorf("discard [%s, +%#x): %w", gpa, n, err)
 	}
 	s.Wrote(GPA(start), end-start)
@@ -32,6 +31,9 @@ func (s *Space) Discard(gpa GPA, n uint64) error {
 
 // Clear gives all pages back to the host: RAM as at power-on.
 func (s *Space) Clear() error {
+	if s.remapped() {
+		return s.mapAnew()
+	}
 	var errs []error
 	for i := range s.regions {
 		errs = append(errs, s.Discard(s.regions[i].Start, s.regions[i].Size))
@@ -50,10 +52,33 @@ func (s *Space) hostPageSize() uint64 {
 	return PageSize
 }
 
-// discard drops [off, off+n) of the region.
-func (r *Region) discard(off, n uint64) error {
-	if r.FD >= 0 {
-		return unix.Fallocate(r.FD, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Offset+int64(off), int64(n))
+// discard drops pages of a region. Pages that are missing are not any more, and
+// files are mapped no more where they were.
+func (s *Space) discard(r *Region, pages Range) error {
+	if m := s.missing.Load(); m != nil {
+		if err := m.forget(pages); err != nil {
+			return err
+		}
 	}
-	return unix.Madvise(r.mem[off:off+n], unix.MADV_DONTNEED)
+	files := s.remaps.files.Load()
+	if files == nil {
+		return r.discard(pages)
+	}
+	err := files.spans(pages, func(run Range, mapped bool) error {
+		if mapped {
+			return s.unmapFile(r, run)
+		}
+		return r.discard(run)
+	})
+	s.settle(pages)
+	return err
+}
+
+// discard drops pages that no file is mapped over.
+func (r *Region) discard(pages Range) error {
+	off := uint64(pages.Start - r.Start)
+	if r.FD >= 0 {
+		return unix.Fallocate(r.FD, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Offset+int64(off), int64(pages.Size))
+	}
+	return unix.Madvise(r.part(pages), unix.MADV_DONTNEED)
 }

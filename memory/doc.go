@@ -25,7 +25,14 @@
 // were armed, by whomever. [OpenTracker] chooses one. [Frames] keeps how the
 // host maps each large frame and why, and breaks and collapses them.
 //
-// Kernel interfaces: userfaultfd(2) with UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN
+// After a restore parts of memory are private views of files ([Space.MapFiles]),
+// and pages of the rest may still be elsewhere ([Missing]). Neither shows: host
+// addresses stay, what is given back or emptied is zeros, and pages are fetched
+// when they are touched, by KVM through userfaultfd and by Go code before
+// [Space.View] returns.
+//
+// Kernel interfaces: userfaultfd(2) for missing pages and with
+// UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN
 // (Documentation/admin-guide/mm/pagemap.rst), MADV_COLLAPSE (madvise(2)), KVM's
 // dirty log and ring (KVM API 4.8, 7.18, 8.29).
 package memory

@@ -22,3 +22,13 @@ func Replace(s *Space, r Range, fd int) error {
 	_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&p.region.mem[off]), uintptr(r.Size), unix.PROT_READ|unix.PROT_WRITE, flags)
 	return err
 }
+
+// Raw returns guest memory without fetching what is missing: for the kernel to
+// touch.
+func Raw(s *Space, r Range) []byte {
+	p, err := s.locate(r)
+	if err != nil {
+		panic(err)
+	}
+	return p.region.part(r)
+}

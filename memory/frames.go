@@ -33,7 +33,8 @@ type FrameReasons uint8
 const (
 	// ReasonShared: pages of it are merged with equal ones.
 	ReasonShared FrameReasons = 1 << iota
-	// ReasonRemap: pages of it are mapped from an image or snapshot file.
+	// ReasonRemap: pages of it are mapped from an image or snapshot file, or are
+	// missing. The Space tells it itself.
 	ReasonRemap
 	// ReasonBalloon: the balloon holds pages of it.
 	ReasonBalloon
@@ -140,11 +141,18 @@ func NewFrames(s *Space, tracker Tracker) (*Frames, error) {
 			return nil, errors.Join(err, f.Close())
 		}
 	}
+	s.book.Store(f)
+	for i := range s.regions {
+		if s.foreign(s.regions[i].Range) {
+			s.settle(s.regions[i].Range)
+		}
+	}
 	return f, nil
 }
 
 // Close gives back what the book holds.
 func (f *Frames) Close() error {
+	f.space.book.CompareAndSwap(f, nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.pages.close()

@@ -82,16 +82,41 @@ func (m *mapping) populate(config Config) error {
 	if _, err := unix.MmapPtr(m.fd, 0, m.start, m.size, unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
 		return fmt.Errorf("mmap: %w", hugePagesHint(err, config))
 	}
+	adviseHugePages(m.bytes(), config)
+	advisePrivate(m.bytes())
+	return nil
+}
+
+// adviseHugePages tells the kernel which pages anonymous memory is to have.
+func adviseHugePages(mem []byte, config Config) {
 	switch config.HugePages {
 	case HugePagesTHP:
 		// A kernel without THP answers EINVAL; small pages then do.
-		_ = unix.Madvise(m.bytes(), unix.MADV_HUGEPAGE)
+		_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
 	case HugePagesOff:
-		_ = unix.Madvise(m.bytes(), unix.MADV_NOHUGEPAGE)
+		_ = unix.Madvise(mem, unix.MADV_NOHUGEPAGE)
 	}
-	// Guest RAM has no place in a core file and is of no use to a child.
-	_ = unix.Madvise(m.bytes(), unix.MADV_DONTDUMP)
-	_ = unix.Madvise(m.bytes(), unix.MADV_DONTFORK)
+}
+
+// advisePrivate keeps guest RAM out of core files, where it has no place, and out
+// of children, which have no use for it.
+func advisePrivate(mem []byte) {
+	_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
+	_ = unix.Madvise(mem, unix.MADV_DONTFORK)
+}
+
+// mapOver maps a file privately over guest memory, or with fd -1 anonymous
+// memory. What was there is gone; the address stays.
+func mapOver(mem []byte, fd int, offset int64) error {
+	flags := unix.MAP_FIXED | unix.MAP_PRIVATE | unix.MAP_NORESERVE
+	if fd < 0 {
+		flags |= unix.MAP_ANONYMOUS
+	}
+	// SAFETY: mem is a part of a mapping that its Space owns, which replaces it;
+	// nobody relies on the bytes that were there.
+	if _, err := unix.MmapPtr(fd, offset, unsafe.Pointer(&mem[0]), uintptr(len(mem)), unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
 	return nil
 }
 

@@ -149,6 +149,49 @@ func (r *pageSetRegion) pages(from, to uint64) Range {
 	return Range{Start: r.Start + GPA(from<<PageShift), Size: (to - from) << PageShift}
 }
 
+// spans calls visit with the maximal runs of pages of r, alternately in the set
+// and not, in ascending order, until it fails. r is page-aligned and lies in one
+// region.
+func (s *PageSet) spans(r Range, visit func(run Range, in bool) error) error {
+	for at := r.Start; at < r.End(); {
+		in := s.Has(at)
+		end := s.next(at, r.End(), !in)
+		if err := visit(Range{Start: at, Size: uint64(end - at)}, in); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}
+
+// next returns the first page from gpa on that is in the set, or that is not, and
+// end when there is none before.
+func (s *PageSet) next(gpa, end GPA, in bool) GPA {
+	found := end
+	if gpa >= end {
+		return end
+	}
+	for k := range s.regions {
+		r := &s.regions[k]
+		if !r.Contains(gpa, 1) {
+			continue
+		}
+		page, last := uint64(gpa-r.Start)>>PageShift, min(uint64(end-r.Start)>>PageShift, r.Size>>PageShift)
+		for page < last {
+			word := atomic.LoadUint64(&r.words[page/64])
+			if !in {
+				word = ^word
+			}
+			if word >>= page % 64; word != 0 {
+				found = min(r.Start+GPA((page+uint64(bits.TrailingZeros64(word)))<<PageShift), end)
+				break
+			}
+			page = (page/64 + 1) * 64
+		}
+	}
+	return found
+}
+
 // moveTo takes the pages of [gpa, gpa+n) out of s and adds them to into, which
 // is over the same ranges. No page added meanwhile is lost: it is moved now or
 // stays.

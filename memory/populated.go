@@ -37,7 +37,7 @@ func (p *population) close() error {
 // were discarded, or that the host maps to its page of zeros. No page is touched
 // to find out, so none becomes populated. It may be called from any goroutine.
 //
-// It speaks for memory that ditto made, not for files that were mapped over it.
+// Pages of files that are mapped and pages that are missing hold something.
 func (s *Space) Populated(r Range, visit func(Range)) error {
 	p, err := s.locate(r)
 	switch {
@@ -50,10 +50,27 @@ func (s *Space) Populated(r Range, visit func(Range)) error {
 		// this one's page tables do not show.
 		visit(r)
 	default:
-		err = s.populatedPages(p, visit)
+		err = s.populatedAnonymous(p, visit)
 	}
 	if err != nil {
 		return fmt.Errorf("populated pages of [%s, +%#x): %w", r.Start, r.Size, err)
+	}
+	return nil
+}
+
+// populatedAnonymous joins what the host has pages for with what it has not. That
+// comes first: what is missing may arrive meanwhile.
+func (s *Space) populatedAnonymous(p part, visit func(Range)) error {
+	if !s.remapped() {
+		return s.populatedPages(p, visit)
+	}
+	all := NewPageSet([]Range{p.Range})
+	s.latent(p.Range, all)
+	if err := s.populatedPages(p, func(r Range) { all.Add(r.Start, r.Size) }); err != nil {
+		return err
+	}
+	for r := range all.Runs() {
+		visit(r)
 	}
 	return nil
 }

@@ -39,6 +39,10 @@ type Space struct {
 	mappings   []mapping
 	population population
 	observer   atomic.Pointer[observerBox]
+	fault      sharedFault
+	remaps     remaps
+	missing    atomic.Pointer[Missing]
+	book       atomic.Pointer[Frames]
 }
 
 // observerBox lets an interface value sit behind an atomic pointer.
@@ -114,10 +118,19 @@ func (s *Space) Contains(gpa GPA, n uint64) bool {
 
 // View returns guest memory for reading. The slice aliases what the guest
 // writes: copy what must not change under the reader.
+//
+// Pages that are missing are fetched first. Go code never takes a fault on one: a
+// thread that does cannot be stopped for a collection of garbage, and whoever
+// serves the fault would be.
 func (s *Space) View(gpa GPA, n uint64) ([]byte, error) {
 	r := s.find(gpa, n)
 	if r == nil {
 		return nil, fmt.Errorf("[%s, +%#x): %w", gpa, n, ErrOutOfRange)
+	}
+	if m := s.missing.Load(); m != nil {
+		if err := m.ensure(gpa, n); err != nil {
+			return nil, err
+		}
 	}
 	off := uint64(gpa - r.Start)
 	return r.mem[off : off+n : off+n], nil

@@ -26,7 +26,7 @@ type wpAsync struct {
 	host  *PageSet // reported by HostWrite and not yet collected
 
 	mu    sync.Mutex // guards what follows, and orders arming and scanning
-	fault *userfault
+	fault *userfault // the Space's
 	pages *pagemap
 	// Scratch of Collect: where to look closely, and what to arm.
 	maybe, runs []hostRun
@@ -76,15 +76,18 @@ func openWPAsync(s *Space) (*wpAsync, error) {
 		_ = t.pages.close()
 		return nil, &TrackerError{Kind: TrackerWPAsync, Reason: "the kernel lacks PAGEMAP_SCAN: Linux 6.7 or newer is needed", Err: err}
 	}
-	if t.fault, err = openUserfault(); err != nil {
+	if t.fault, err = s.openFault(); err != nil {
 		_ = t.pages.close()
 		return nil, &TrackerError{Kind: TrackerWPAsync, Reason: "no userfaultfd with WP_ASYNC: Linux 6.7 or newer is needed, and a sandbox that allows userfaultfd", Err: err}
 	}
-	for i := range s.regions {
-		r := &s.regions[i]
-		if err := t.fault.register(uintptr(r.HVA), uintptr(r.Size)); err != nil {
-			_ = t.Close()
-			return nil, &TrackerError{Kind: TrackerWPAsync, Reason: fmt.Sprintf("cannot register RAM at %s", r.Start), Err: err}
+	if err := s.trackWrites(); err != nil {
+		_ = t.Close()
+		return nil, &TrackerError{Kind: TrackerWPAsync, Reason: "cannot register RAM", Err: err}
+	}
+	// No bit tells of a file's page that it was never armed.
+	if files := s.remaps.files.Load(); files != nil {
+		for run := range files.Runs() {
+			t.host.Add(run.Start, run.Size)
 		}
 	}
 	return t, nil
@@ -103,6 +106,11 @@ func (t *wpAsync) Arm(r Range) error {
 		return fmt.Errorf("arm: %w", err)
 	}
 	t.host.Remove(r.Start, r.Size)
+	if m := t.space.missing.Load(); m != nil {
+		m.collect(r, nil, true)
+	}
+	t.space.remaps.mu.RLock()
+	defer t.space.remaps.mu.RUnlock()
 	err = t.pages.scan(p.hva(r.Start), p.hva(r.End()), writtenPages(scanWPMatching), func(uintptr, uintptr, uint64) {})
 	if err != nil {
 		return fmt.Errorf("arm [%s, +%#x): %w", r.Start, r.Size, err)
@@ -124,6 +132,12 @@ func (t *wpAsync) Collect(r Range, into *PageSet, mode CollectMode) error {
 	} else {
 		t.host.moveTo(into, r.Start, r.Size)
 	}
+	// Before the scan: what comes meanwhile comes armed.
+	if m := t.space.missing.Load(); m != nil {
+		m.collect(r, into, mode != Peek)
+	}
+	t.space.remaps.mu.RLock()
+	defer t.space.remaps.mu.RUnlock()
 	if err := t.collect(p, into, mode); err != nil {
 		return fmt.Errorf("collect [%s, +%#x): %w", r.Start, r.Size, err)
 	}
@@ -202,6 +216,11 @@ func (t *wpAsync) Disarm(r Range) error {
 	defer t.mu.Unlock()
 	p, err := t.locateFrames(r)
 	if err == nil {
+		if m := t.space.missing.Load(); m != nil {
+			m.disarm(r)
+		}
+		t.space.remaps.mu.RLock()
+		defer t.space.remaps.mu.RUnlock()
 		err = t.fault.unprotect(p.hva(r.Start), uintptr(r.Size))
 	}
 	if err != nil {
@@ -219,7 +238,7 @@ func (t *wpAsync) Remapped(r Range) error {
 	p, err := t.space.locate(r)
 	if err == nil {
 		t.host.Add(r.Start, r.Size)
-		err = t.fault.register(p.hva(r.Start), uintptr(r.Size))
+		err = t.fault.register(p.hva(r.Start), uintptr(r.Size), uffdRegisterModeWP)
 	}
 	if err != nil {
 		return fmt.Errorf("register [%s, +%#x): %w", r.Start, r.Size, err)
@@ -227,11 +246,11 @@ func (t *wpAsync) Remapped(r Range) error {
 	return nil
 }
 
-// Close disarms everything.
+// Close disarms everything, unless pages are still missing.
 func (t *wpAsync) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return errors.Join(t.fault.close(), t.pages.close())
+	return errors.Join(t.space.closeFault(), t.pages.close())
 }
 
 // locateFrames checks r as [Space.locate] does, and that it does not cut a
