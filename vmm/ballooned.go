@@ -1,6 +1,10 @@
 package vmm
 
-import "ditto.vm/memory"
+import (
+	"errors"
+
+	"ditto.vm/memory"
+)
 
 // ballooned keeps the frames small that the balloon holds pages of: to make them
 // large would fill the holes that the guest made. It implements balloon.Holder.
@@ -43,4 +47,38 @@ func (b *ballooned) ReleaseAll() {
 	for _, region := range b.space.Regions() {
 		b.frames.Settle(region.Range, memory.ReasonBalloon)
 	}
+}
+
+// saved returns the pages as the section of the balloon has them: in runs, each as
+// how many pages it is behind the run before and how many it has.
+func (b *ballooned) saved() (held []uint64) {
+	if b == nil || b.pages == nil {
+		return nil
+	}
+	end := memory.GPA(0)
+	for r := range b.pages.Runs() {
+		held = append(held, uint64(r.Start-end)/memory.PageSize, r.Size/memory.PageSize)
+		end = r.End()
+	}
+	return held
+}
+
+// restore holds what was saved.
+func (b *ballooned) restore(held []uint64) error {
+	const limit = 1 << 40 // pages, more than any guest has
+	if len(held)%2 != 0 {
+		return errors.New("half a run of pages in the balloon")
+	}
+	end := uint64(0)
+	for ; len(held) > 0; held = held[2:] {
+		gap, n := held[0], held[1]
+		if n == 0 || gap > limit-end || n > limit-end-gap {
+			return errors.New("a run of pages in the balloon is empty or ends behind all memory")
+		}
+		if b != nil {
+			b.Hold(memory.Range{Start: memory.GPA((end + gap) * memory.PageSize), Size: n * memory.PageSize})
+		}
+		end += gap + n
+	}
+	return nil
 }

@@ -33,6 +33,7 @@ type virtioDevice struct {
 	info     api.Device
 	powerOn  virtio.PCIState
 	counters func(map[string]uint64) // adds the device's own, may be nil
+	held     *ballooned              // of the balloon, may be nil
 }
 
 // addPCI makes the bus and the virtio devices that the configuration asks for,
@@ -80,8 +81,10 @@ func (m *VM) addBalloon() error {
 		DeflateOnOOM:      bool(c.DeflateOnOOM),
 		FreePageReporting: bool(c.FreePageReporting),
 	}
+	var held *ballooned
 	if m.frames != nil {
-		offer.Holder = &ballooned{space: m.mem, frames: m.frames}
+		held = &ballooned{space: m.mem, frames: m.frames}
+		offer.Holder = held
 	}
 	b, err := balloon.New(offer)
 	if err != nil {
@@ -93,10 +96,14 @@ func (m *VM) addBalloon() error {
 		return fmt.Errorf("balloon: %w", err)
 	}
 	m.pci.balloon = b
-	return m.addVirtio(b, api.Device{Name: "balloon0"}, 1, func(counters map[string]uint64) {
+	if err := m.addVirtio(b, api.Device{Name: "balloon0"}, 1, func(counters map[string]uint64) {
 		counters["target_bytes"], counters["actual_bytes"] = b.Target(), b.Actual()
 		counters["reclaimed_bytes"] = b.Reclaimed()
-	})
+	}); err != nil {
+		return err
+	}
+	m.pci.devices[len(m.pci.devices)-1].held = held
+	return nil
 }
 
 // addConsole adds the virtio console.
@@ -134,7 +141,7 @@ func (m *VM) addVirtio(dev virtio.Device, info api.Device, threads int, counters
 	}
 	info.Kind = "virtio-" + dev.ID().String()
 	info.Address = fmt.Sprintf("0000:00:%02x.0", slot)
-	m.pci.devices = append(m.pci.devices, &virtioDevice{d, dev, info, powerOn, counters})
+	m.pci.devices = append(m.pci.devices, &virtioDevice{PCIDevice: d, dev: dev, info: info, powerOn: powerOn, counters: counters})
 	m.pci.threads += threads
 	return nil
 }

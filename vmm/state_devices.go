@@ -35,7 +35,9 @@ func (d *virtioDevice) message() (*state.Virtio, error) {
 	case *virtionet.Device:
 		x.Device = &state.Virtio_Net{Net: state.NewNet(dev.State())}
 	case *balloon.Device:
-		x.Device = &state.Virtio_Balloon{Balloon: state.NewBalloon(dev.State())}
+		own := state.NewBalloon(dev.State())
+		own.Held = d.held.saved()
+		x.Device = &state.Virtio_Balloon{Balloon: own}
 	case *console.Device:
 		x.Device = &state.Virtio_Console{Console: state.NewConsole(dev.State())}
 	}
@@ -55,7 +57,9 @@ func (d *virtioDevice) restore(x *state.Virtio, newMAC bool) error {
 	case *virtionet.Device:
 		err = restoreNet(dev, x.GetNet(), newMAC)
 	case *balloon.Device:
-		err = dev.SetState(x.GetBalloon().State())
+		if err = dev.SetState(x.GetBalloon().State()); err == nil {
+			err = d.held.restore(x.GetBalloon().GetHeld())
+		}
 	case *console.Device:
 		var own console.State
 		if own, err = x.GetConsole().State(); err == nil {

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -247,6 +249,20 @@ func TestBallooned(t *testing.T) {
 		step.do(step.r)
 		if got := [4]bool(held()); got != step.want {
 			t.Errorf("%s: frames held %v, want %v", step.name, got, step.want)
+		}
+		// A restore holds the same.
+		saved := b.saved()
+		b.ReleaseAll()
+		if err := b.restore(saved); err != nil {
+			t.Fatal(err)
+		}
+		if got := [4]bool(held()); got != step.want || !slices.Equal(b.saved(), saved) {
+			t.Errorf("%s: after a restore frames held %v, want %v; pages %v, want %v", step.name, got, step.want, b.saved(), saved)
+		}
+	}
+	for _, bad := range [][]uint64{{1}, {0, 0}, {1 << 63, 1}, {1, 1 << 63}, {1, 1, math.MaxUint64, 1}} {
+		if err := b.restore(bad); err == nil {
+			t.Errorf("%v is restored", bad)
 		}
 	}
 }

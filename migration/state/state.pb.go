@@ -1422,8 +1422,12 @@ type Balloon struct {
 	TargetPages     uint32                 `protobuf:"varint,1,opt,name=target_pages,json=targetPages,proto3" json:"target_pages,omitempty"` // of 4 KiB
 	ActualPages     uint32                 `protobuf:"varint,2,opt,name=actual_pages,json=actualPages,proto3" json:"actual_pages,omitempty"`
 	StatsIntervalNs int64                  `protobuf:"zigzag64,3,opt,name=stats_interval_ns,json=statsIntervalNs,proto3" json:"stats_interval_ns,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The pages in the balloon, as far as they are known, in ascending runs: how
+	// many pages of 4 KiB lie between the run before (or 0) and the run, and how
+	// many are in it.
+	Held          []uint64 `protobuf:"varint,4,rep,packed,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Balloon) Reset() {
@@ -1475,6 +1479,13 @@ func (x *Balloon) GetStatsIntervalNs() int64 {
 		return x.StatsIntervalNs
 	}
 	return 0
+}
+
+func (x *Balloon) GetHeld() []uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return nil
 }
 
 type Console struct {
@@ -1666,11 +1677,12 @@ const file_state_proto_rawDesc = "" +
 	"\tmulticast\x18\x06 \x01(\fR\tmulticast\x12!\n" +
 	"\funicast_full\x18\a \x01(\bR\vunicastFull\x12%\n" +
 	"\x0emulticast_full\x18\b \x01(\bR\rmulticastFull\x12\x14\n" +
-	"\x05vlans\x18\t \x01(\fR\x05vlans\"{\n" +
+	"\x05vlans\x18\t \x01(\fR\x05vlans\"\x8f\x01\n" +
 	"\aBalloon\x12!\n" +
 	"\ftarget_pages\x18\x01 \x01(\rR\vtargetPages\x12!\n" +
 	"\factual_pages\x18\x02 \x01(\rR\vactualPages\x12*\n" +
-	"\x11stats_interval_ns\x18\x03 \x01(\x12R\x0fstatsIntervalNs\"G\n" +
+	"\x11stats_interval_ns\x18\x03 \x01(\x12R\x0fstatsIntervalNs\x12\x12\n" +
+	"\x04held\x18\x04 \x03(\x04R\x04held\"G\n" +
 	"\aConsole\x12\x12\n" +
 	"\x04cols\x18\x01 \x01(\rR\x04cols\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\rR\x04rows\x12\x14\n" +
