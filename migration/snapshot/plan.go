@@ -62,7 +62,7 @@ func (s *Snapshot) Plan(ctx context.Context, o PlanOptions) (*Plan, error) {
 	if o.MaxMappings <= 0 {
 		o.MaxMappings = defaultMappings
 	}
-	p := &Plan{}
+	p := &Plan{Steps: make([]Step, 0, len(s.flat))}
 	for _, f := range s.flat {
 		if err := p.plan(f); err != nil {
 			return nil, fmt.Errorf("plan the restore of %s: %w", s.dir, err)
@@ -142,11 +142,17 @@ func (p *Plan) add(s Step) {
 
 // bound turns the shortest rows to be mapped into ones to be copied.
 func (p *Plan) bound(o PlanOptions) {
-	var sizes []uint64
+	all, sizes := 0, []uint64(nil)
 	for _, s := range p.Steps {
-		if s.Action == Map && s.Size >= o.MinPages*memory.PageSize {
+		if s.Action != Map {
+			continue
+		}
+		if all++; s.Size >= o.MinPages*memory.PageSize {
 			sizes = append(sizes, s.Size)
 		}
+	}
+	if all <= o.MaxMappings && len(sizes) == all {
+		return
 	}
 	shortest, ties := o.MinPages*memory.PageSize, len(sizes)
 	if len(sizes) > o.MaxMappings {
@@ -155,7 +161,7 @@ func (p *Plan) bound(o PlanOptions) {
 		ties = o.MaxMappings - slices.Index(sizes, shortest)
 	}
 	steps := p.Steps
-	p.Steps = nil
+	p.Steps = p.Steps[:0] // what is added never overtakes what is read
 	for _, s := range steps {
 		if s.Action == Map {
 			if s.Size == shortest {
