@@ -58,6 +58,15 @@ type LayerSource struct {
 	// Digest returns the digest of a block without reading it, if that is known
 	// for sure: the layer is immutable and has an index. May be nil.
 	Digest func(block uint64) (digest [16]byte, ok bool)
+	// Lower returns which declared layer holds the first of n blocks and how many
+	// of those that follow, which read there as they do here: names move to the
+	// lowest that other snapshots and hosts may have too. Commit asks it. May be
+	// nil.
+	Lower func(block, n uint64) (in names.LayerID, blocks uint64, err error)
+	// Stamped returns the stamp of the layer as it was captured, and fails if it
+	// was changed since. Commit asks it, after all blocks were read. With nil the
+	// layer's Stamp is it.
+	Stamped func() (Stamp, error)
 }
 
 // Writer writes a snapshot. Its methods are called one after the other; after an
@@ -86,8 +95,13 @@ type Writer struct {
 	encoders sync.Pool // of *zstd.Encoder
 	buffers  sync.Pool // of *batch
 
-	capture *captured
-	err     error // why it is over
+	live     *liveMap // of AddMap
+	capture  *captured
+	room     []byte // for held
+	held     *held  // what Capture left for Commit
+	complete *Manifest
+	onDisk   uint64 // bytes that the files take of the disk
+	err      error  // why it is over
 }
 
 // Create begins a snapshot at the target.
@@ -177,12 +191,14 @@ func (w *Writer) index(gfn memory.GFN) uint64 {
 }
 
 // AddPages stores pages early, while the guest may be writing them: what is in
-// [Capture.Dirty] later is stored again. Pages may be added more than once.
+// [Capture.Dirty] later is stored again. Pages may be added more than once. After
+// AddMap they are those that were written since it was made, or whose names are
+// false by now, and that were armed again before.
 func (w *Writer) AddPages(ctx context.Context, pages *memory.PageSet) error {
 	if w.err != nil {
 		return w.err
 	}
-	if err := w.store(ctx, pages); err != nil {
+	if err := w.store(ctx, w.renew(pages), w.o.Workers, w.o.Space.View); err != nil {
 		return w.fail("store pages", err)
 	}
 	return nil
@@ -206,6 +222,9 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	if w.capture == nil {
 		return ID{}, errors.New("nothing was captured")
 	}
+	if err := w.storeHeld(ctx); err != nil {
+		return ID{}, err
+	}
 	p, err := w.pageMap(ctx)
 	if err != nil {
 		return ID{}, err
@@ -213,10 +232,21 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	if err := w.trim(p); err != nil {
 		return ID{}, err
 	}
-	if err := errors.Join(w.pages.Sync(), w.pages.Close()); err != nil {
+	if err = w.pages.Sync(); err == nil {
+		w.onDisk, err = onDisk(w.pages.Fd())
+	}
+	if err := errors.Join(err, w.pages.Close()); err != nil {
 		return ID{}, err
 	}
 	m := w.manifest()
+	for i, l := range w.o.Layers {
+		if l.Stamped == nil {
+			continue
+		}
+		if m.Layers[i].Stamp, err = l.Stamped(); err != nil {
+			return ID{}, fmt.Errorf("%w: %s: %w", ErrLayer, l.Path, err)
+		}
+	}
 	m.Holds = holdsOf(p.runs)
 	m.Pages = File{Size: p.pagesSize, Digest: digestOfAll(p.digests)}
 	b, head := p.encode()
@@ -247,8 +277,16 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 	if ctx.Err() != nil {
 		return ID{}, context.Cause(ctx)
 	}
+	w.complete = m
 	return id, w.target.Commit()
 }
+
+// Manifest returns what was written, once Commit is done.
+func (w *Writer) Manifest() *Manifest { return w.complete }
+
+// Stored returns how many bytes the snapshot's files take of the disk, once
+// Commit is done.
+func (w *Writer) Stored() uint64 { return w.onDisk }
 
 // file writes a file of the snapshot for good.
 func (w *Writer) file(name string, b []byte) (File, error) {
@@ -257,6 +295,7 @@ func (w *Writer) file(name string, b []byte) (File, error) {
 		return File{}, err
 	}
 	_, err = f.Write(b)
+	w.onDisk += uint64(len(b))
 	return File{Size: uint64(len(b)), Digest: digestOf(b)}, errors.Join(err, f.Sync(), f.Close())
 }
 

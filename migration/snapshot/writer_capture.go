@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"ditto.vm/memory"
@@ -12,12 +13,13 @@ import (
 
 // Capture is what memory is at the moment of the snapshot.
 type Capture struct {
-	// Map names pages. Nil stores everything that is populated.
+	// Map names pages. Nil stores everything that is populated; after AddMap it
+	// is nil.
 	Map *names.Map
-	// Dirty are pages that may have been written since the map was made, or
-	// since they were given to AddPages: of the rest, the map's names are true
-	// and what is stored is right. Nil means that this is not known: the map must
-	// be exact, and what was stored is compared again.
+	// Dirty are pages that may have been written since the map was made and
+	// since they were given to AddPages last: of the rest, the map's names are
+	// true and what is stored is right. Nil means that this is not known: the map
+	// must be exact, and what was stored is compared again.
 	Dirty *memory.PageSet
 	// SinceParent are the pages that may have been written since the parent was
 	// captured: the rest is not looked at. Nil means that this is not known, and
@@ -34,9 +36,9 @@ type captured struct {
 	instead map[memory.GFN]memory.GFN
 }
 
-// Capture stores what is not stored yet. The VM is paused and its devices are
-// drained until it returns; then the VM may go on, with the declared layers
-// frozen for good.
+// Capture stores what is not stored yet, or keeps a copy of it. The VM is paused
+// and its devices are drained until it returns; then the VM may go on, with the
+// declared layers frozen for good.
 func (w *Writer) Capture(ctx context.Context, c Capture) error {
 	if w.err != nil {
 		return w.err
@@ -51,6 +53,8 @@ func (w *Writer) doCapture(ctx context.Context, c Capture) error {
 	switch {
 	case w.capture != nil:
 		return errors.New("memory was captured already")
+	case w.live != nil:
+		return w.captureLive(ctx, c)
 	case c.Map != nil && !c.Map.Exact() && c.Dirty == nil:
 		return errors.New("the map was made while the guest ran, and nothing says what was written since")
 	case c.Map != nil && !slices.Equal(c.Map.Regions(), w.regions):
@@ -62,7 +66,7 @@ func (w *Writer) doCapture(ctx context.Context, c Capture) error {
 	if err := w.choose(k); err != nil {
 		return err
 	}
-	if err := w.store(ctx, k.need); err != nil {
+	if err := w.store(ctx, k.need, runtime.NumCPU(), w.o.Space.View); err != nil {
 		return err
 	}
 	w.capture = k
@@ -99,24 +103,14 @@ func (w *Writer) chooseByMap(k *captured) error {
 	unnamed := w.o.Space.NewPageSet()
 	for r := range k.Map.Runs() {
 		gpa, size := r.Start.GPA(), r.Pages*memory.PageSize
-		switch r.Name.Kind() {
-		case names.Zero:
-		case names.Block:
-			i, ok := w.byNames[r.Name.Layer()]
-			if ok && w.o.Layers[i].Written {
-				return fmt.Errorf("layer %s: %w: freeze it under an overlay first", w.o.Layers[i].Path, ErrLayerWritten)
-			}
-			if !ok || !w.inLayer(i, r.Name.Number(), r.Pages) {
-				unnamed.Add(gpa, size)
-			}
-		case names.Page:
-			w.chooseEqual(k, r, unnamed)
-		case names.Parent:
-			if w.o.Parent == nil {
-				return errors.New("the map names pages of a parent, and there is none")
-			}
-		default:
+		named, err := w.named(r)
+		switch {
+		case err != nil:
+			return err
+		case !named:
 			unnamed.Add(gpa, size)
+		case r.Name.Kind() == names.Page:
+			w.chooseEqual(k, r, unnamed)
 		}
 	}
 	w.forget(k, unnamed)
@@ -124,6 +118,26 @@ func (w *Writer) chooseByMap(k *captured) error {
 		k.need.Add(r.Start, r.Size)
 	}
 	return nil
+}
+
+// named reports whether the snapshot can use the names of a run.
+func (w *Writer) named(r names.Run) (bool, error) {
+	switch r.Name.Kind() {
+	case names.Zero, names.Page:
+		return true, nil
+	case names.Block:
+		i, ok := w.byNames[r.Name.Layer()]
+		if ok && w.o.Layers[i].Written {
+			return false, fmt.Errorf("layer %s: %w: freeze it under an overlay first", w.o.Layers[i].Path, ErrLayerWritten)
+		}
+		return ok && w.inLayer(i, r.Name.Number(), r.Pages), nil
+	case names.Parent:
+		if w.o.Parent == nil {
+			return false, errors.New("the map names pages of a parent, and there is none")
+		}
+		return true, nil
+	}
+	return false, nil
 }
 
 // inLayer reports whether blocks lie inside a layer.

@@ -15,6 +15,9 @@ import (
 // pageMap makes the page map of what was captured.
 func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	runs, err := w.runs(ctx)
+	if err == nil {
+		runs, err = w.lowered(ctx, runs)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +46,37 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 		return nil
 	})
 	return p, err
+}
+
+// lowered lets runs of blocks name the layers that hold them.
+func (w *Writer) lowered(ctx context.Context, runs []Run) ([]Run, error) {
+	l := runList{regions: w.regions}
+	for _, r := range runs {
+		for r.Kind == Block && w.o.Layers[r.Layer].Lower != nil && r.Pages > 0 {
+			in, n, err := w.o.Layers[r.Layer].Lower(r.Number, r.Pages)
+			if err == nil {
+				err = context.Cause(ctx)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("layer %s: who holds block %d: %w", w.o.Layers[r.Layer].Path, r.Number, err)
+			}
+			n = min(max(n, 1), r.Pages)
+			part := r.cut(r.Start, r.Start+memory.GFN(n))
+			if i, ok := w.byNames[in]; ok && w.inLayer(i, r.Number, n) {
+				part.Layer = i
+			}
+			l.add(part)
+			if n == r.Pages {
+				r.Pages = 0
+				break
+			}
+			r = r.cut(r.Start+memory.GFN(n), r.End())
+		}
+		if r.Pages > 0 {
+			l.add(r)
+		}
+	}
+	return l.runs, nil
 }
 
 // blockDigest returns the digest over the digests of a run's blocks.

@@ -44,21 +44,21 @@ func batches(pages *memory.PageSet) [][]memory.Range {
 	return all
 }
 
-// store writes the bytes of pages, except of those that are zero, that equal
-// the parent's, or that stand there already. Where they are put depends on the
-// set alone, not on the workers.
-func (w *Writer) store(ctx context.Context, pages *memory.PageSet) error {
+// store writes the bytes of pages, as view gives them, except of those that are
+// zero, that equal the parent's, or that stand there already. Where they are put
+// depends on the set alone, not on the workers.
+func (w *Writer) store(ctx context.Context, pages *memory.PageSet, workers int, view func(memory.GPA, uint64) ([]byte, error)) error {
 	rows := batches(pages)
 	total := pages.Count() * memory.PageSize
 	order := newTurns()
 	w.done = 0
-	return parallel(ctx, w.o.Workers, len(rows), func(ctx context.Context, _, i int) error {
+	return parallel(ctx, workers, len(rows), func(ctx context.Context, _, i int) error {
 		b, ok := w.buffers.Get().(*batch)
 		if !ok {
 			b = &batch{buf: make([]byte, batchPages*memory.PageSize)}
 		}
 		defer w.buffers.Put(b)
-		bytes, err := w.gather(b, rows[i])
+		bytes, err := w.gather(b, rows[i], view)
 		if err != nil {
 			return err
 		}
@@ -78,10 +78,10 @@ func (w *Writer) store(ctx context.Context, pages *memory.PageSet) error {
 }
 
 // gather copies the pages of a row, and keeps those to be written.
-func (w *Writer) gather(b *batch, row []memory.Range) (bytes uint64, err error) {
+func (w *Writer) gather(b *batch, row []memory.Range, view func(memory.GPA, uint64) ([]byte, error)) (bytes uint64, err error) {
 	b.n = 0
 	for _, r := range row {
-		src, err := w.o.Space.View(r.Start, r.Size)
+		src, err := view(r.Start, r.Size)
 		if err != nil {
 			return 0, err
 		}
