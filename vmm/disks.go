@@ -13,22 +13,11 @@ import (
 	"ditto.vm/vmm/naming"
 )
 
-// diskReader reads from an image what a guest would read. It implements
-// io.ReaderAt.
-type diskReader struct{ disk.Image }
-
-// ReadAt fills p or fails.
-func (r diskReader) ReadAt(p []byte, offset int64) (int, error) {
-	if err := r.ReadAtv([][]byte{p}, offset); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
 // vmDisk is a disk of the machine.
 type vmDisk struct {
-	image *chain.Chain
-	dev   *blk.Device
+	image    *chain.Chain
+	dev      *blk.Device
+	observer *naming.DiskObserver // nil when names are switched off
 }
 
 // resize changes image and device, in the order in which the guest never sees a
@@ -81,13 +70,12 @@ func (m *VM) addDisk(i int, d config.Disk) error {
 	m.cleanup.add(image.Close)
 	queues := d.QueueCount(m.cfg.CPUs)
 	var observer blk.Observer
+	var names *naming.DiskObserver
 	if m.naming != nil {
-		observer, err = m.naming.AddDisk(naming.Disk{
-			Path: d.Path, Source: diskReader{image}, Size: image.Size(), Immutable: image.ReadOnly(),
-		})
-		if err != nil {
+		if names, err = m.naming.AddDisk(image); err != nil {
 			return err
 		}
+		observer = names
 	}
 	dev, err := blk.New(blk.Config{
 		Size:         image.Size(),
@@ -103,7 +91,7 @@ func (m *VM) addDisk(i int, d config.Disk) error {
 		return fmt.Errorf("disk %s: %w", d.Path, err)
 	}
 	m.cleanup.add(dev.Close)
-	m.disks = append(m.disks, vmDisk{image, dev})
+	m.disks = append(m.disks, vmDisk{image, dev, names})
 	info := api.Device{Name: fmt.Sprintf("blk%d", i), Backend: d.Path}
 	return m.addVirtio(dev, info, queues, func(counters map[string]uint64) {
 		s := dev.Stats()

@@ -15,6 +15,7 @@ import (
 
 	"ditto.vm/devices/virtio/blk"
 	"ditto.vm/devices/virtio/virtiotest"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/images/index"
 	"ditto.vm/images/layer"
@@ -138,7 +139,7 @@ func newRig(t testing.TB, space *memory.Space, c rigConfig) *rig {
 // addDisk opens the image and starts its device.
 func (r *rig) addDisk(c rigConfig) {
 	t := r.t
-	image, err := disk.Open(r.path, disk.Options{Cache: c.cache})
+	image, err := chain.Open(r.path, chain.Options{Cache: c.cache, Format: chain.Raw})
 	var unusable *disk.Error
 	if errors.As(err, &unusable) && c.cache == disk.CacheNone {
 		t.Skipf("%v; try: TMPDIR on a disk file system", err)
@@ -147,7 +148,7 @@ func (r *rig) addDisk(c rigConfig) {
 	t.Cleanup(func() { check(t, image.Close()) })
 	// It is right only until the first write: from then on it misleads.
 	r.index()
-	told, err := r.naming.AddDisk(naming.Disk{Path: r.path, Source: reader{image}, Size: diskSize})
+	told, err := r.naming.AddDisk(image)
 	check(t, err)
 	observer := blk.Observer(told)
 	if c.broken.observer != nil {
@@ -182,17 +183,6 @@ func (r *rig) index() {
 	defer src.Close()
 	_, err = index.Build(context.Background(), src, index.Beside(r.path), index.Options{})
 	check(r.t, err)
-}
-
-// reader reads what the guest would.
-type reader struct{ *disk.Raw }
-
-// ReadAt implements io.ReaderAt.
-func (r reader) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.ReadAtv([][]byte{p}, off); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }
 
 // image reads all of the image by the second descriptor. What lies beyond its end

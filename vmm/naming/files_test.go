@@ -1,13 +1,13 @@
 package naming
 
 import (
-	"bytes"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"ditto.vm/guest/boot"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/index"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
@@ -38,15 +38,12 @@ func TestIndex(t *testing.T) {
 		}, false, "index"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			path, content := image(t, 64)
+			path, _ := image(t, 64)
 			at := index.Beside(path)
 			buildIndex(t, path, at)
 			tc.damage(t, path, at)
 			r := newRig(t, memory.TrackerNone)
-			o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content)), Immutable: true})
-			if err != nil {
-				t.Fatal(err)
-			}
+			o := r.add(t, path, chain.Options{ReadOnly: true})
 			if used := r.Table().Layers()[o.Layer()].Index != nil; used != tc.used {
 				t.Errorf("the index is used: %t", used)
 			}
@@ -91,14 +88,10 @@ func TestChangedBehind(t *testing.T) {
 	r := newRig(t, memory.TrackerWPAsync)
 	path, content := image(t, 64)
 	kernelPath, kernelContent := image(t, 65)
-	file, err := os.Open(path)
-	must(t, err)
-	defer file.Close()
 	kernel, err := boot.OpenImage(kernelPath)
 	must(t, err)
 	defer kernel.Close()
-	o, err := r.AddDisk(Disk{Path: path, Source: file, Size: int64(len(content)), Immutable: true})
-	must(t, err)
+	o := r.add(t, path, chain.Options{ReadOnly: true})
 	must(t, r.AddFile(boot.SourceKernel, kernel))
 	r.Start()
 	r.read(t, o, content, 7, 100, 101)
@@ -141,8 +134,7 @@ func TestIndexChangedInUse(t *testing.T) {
 			r := newRig(t, memory.TrackerNone)
 			path, content := image(t, 64)
 			buildIndex(t, path, index.Beside(path))
-			o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content)), Immutable: true})
-			must(t, err)
+			o := r.add(t, path, chain.Options{ReadOnly: true})
 			layers := r.Table().Layers()
 			copy(r.view(t, 100), content[5*names.BlockSize:][:names.BlockSize])
 			pass := names.Pass{Space: r.space, Table: r.Table(), Layers: layers}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 
@@ -29,7 +28,7 @@ type Naming struct {
 
 	mu      sync.Mutex // guards what follows
 	files   map[boot.Source]names.LayerID
-	watched []*watchedFile
+	sources []*source
 	indexes []*guardedIndex
 	stop    context.CancelFunc // nil while the prover stands
 	done    chan struct{}
@@ -65,50 +64,12 @@ func (n *Naming) Stats() names.Stats { return n.table.Stats() }
 // cannot, they stay provisional.
 func (n *Naming) Proves() bool { return n.prover.Active() }
 
-// Disk is a disk whose blocks name pages.
-type Disk struct {
-	// Path is the file; its index lies beside it.
-	Path string
-	// Source reads what the guest would read, from any goroutine.
-	Source io.ReaderAt
-	// Size in bytes.
-	Size int64
-	// Immutable says that nobody writes the disk while the VM runs.
-	Immutable bool
-}
-
-// AddDisk makes a disk known and returns what its device tells of its I/O. An
-// index beside the image is opened if it is the image's; a bad one is announced
-// and not used.
-func (n *Naming) AddDisk(d Disk) (*DiskObserver, error) {
-	layer := names.Layer{Title: d.Path, Size: d.Size, Immutable: d.Immutable, Source: d.Source}
-	index := n.openIndex(d)
-	if index != nil {
-		layer.Index = index
-	}
-	id, err := n.table.AddLayer(layer)
-	if index != nil {
-		index.layer = id
-		n.mu.Lock()
-		n.indexes = append(n.indexes, index)
-		n.mu.Unlock()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("name memory by disk %s: %w", d.Path, err)
-	}
-	if d.Immutable {
-		n.watchFile(id, d.Path)
-	}
-	return &DiskObserver{table: n.table, layer: id}, nil
-}
-
 // AddFile makes a kernel or initrd known, whose image stays open.
 func (n *Naming) AddFile(source boot.Source, image *boot.Image) error {
-	id, err := n.table.AddLayer(names.Layer{Title: image.Name, Size: image.Size, Immutable: true, Source: image.Reader})
+	id, err := n.addFile(image.Name, image.Size, image.Reader)
 	if err != nil {
 		return fmt.Errorf("name memory by the %s: %w", source, err)
 	}
-	n.watchFile(id, image.Name)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.files[source] = id
@@ -138,8 +99,7 @@ func (n *Naming) Loaded(segments []boot.FileRange) {
 // of files that somebody changed although they are immutable. On a paused VM
 // whose devices are drained every proven name is true afterwards.
 func (n *Naming) Settle(ctx context.Context) error {
-	n.checkFiles()
-	n.CheckIndexes()
+	n.Changed()
 	return n.prover.Settle(ctx)
 }
 
@@ -181,10 +141,12 @@ func (n *Naming) Close() error {
 	for _, index := range n.indexes {
 		errs = append(errs, index.Close())
 	}
-	for _, w := range n.watched {
-		errs = append(errs, w.file.Close())
+	for _, s := range n.sources {
+		if s.watch != nil && s.watch.file != nil {
+			errs = append(errs, s.watch.file.Close())
+		}
 	}
-	n.indexes, n.watched = nil, nil
+	n.indexes, n.sources = nil, nil
 	errs = append(errs, n.table.Close())
 	return errors.Join(errs...)
 }

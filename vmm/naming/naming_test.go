@@ -18,6 +18,7 @@ import (
 	"ditto.vm/devices/virtio"
 	"ditto.vm/devices/virtio/blk"
 	"ditto.vm/guest/boot"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/images/index"
 	"ditto.vm/images/layer"
@@ -92,6 +93,20 @@ func (r *rig) view(t *testing.T, gfn memory.GFN) []byte {
 	return b
 }
 
+// add opens an image until the end of the test and makes it a disk.
+func (r *rig) add(t *testing.T, path string, o chain.Options) *DiskObserver {
+	t.Helper()
+	if o.Format == chain.Probe {
+		o.Format = chain.Raw
+	}
+	c, err := chain.Open(path, o)
+	must(t, err)
+	t.Cleanup(func() { must(t, c.Close()) })
+	d, err := r.AddDisk(c)
+	must(t, err)
+	return d
+}
+
 // image writes an image of n random blocks.
 func image(t *testing.T, n int) (path string, content []byte) {
 	t.Helper()
@@ -141,10 +156,7 @@ func (r *rig) read(t *testing.T, o blk.Observer, content []byte, block int64, gf
 func TestObserver(t *testing.T) {
 	r := newRig(t, memory.TrackerNone)
 	path, content := image(t, 300)
-	o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := r.add(t, path, chain.Options{})
 	// More buffers than one batch holds.
 	var gfns []memory.GFN
 	for i := range memory.GFN(100) {
@@ -195,11 +207,8 @@ func TestObserver(t *testing.T) {
 
 func TestObserverAllocatesNothing(t *testing.T) {
 	r := newRig(t, memory.TrackerNone)
-	path, content := image(t, 300)
-	o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, _ := image(t, 300)
+	o := r.add(t, path, chain.Options{})
 	var gfns []memory.GFN
 	for i := range memory.GFN(100) {
 		gfns = append(gfns, 3*i+5)
@@ -222,15 +231,12 @@ func TestProves(t *testing.T) {
 		t.Run(cache.String(), func(t *testing.T) {
 			r := newRig(t, memory.TrackerWPAsync)
 			path, content := image(t, 300)
-			img, err := disk.Open(path, disk.Options{Cache: cache, Raw: true})
-			if err != nil {
+			if c, err := chain.Open(path, chain.Options{Cache: cache, Format: chain.Raw}); err != nil {
 				t.Skipf("%v; try: TMPDIR on a file system with O_DIRECT", err)
+			} else {
+				must(t, c.Close())
 			}
-			defer img.Close()
-			o, err := r.AddDisk(Disk{Path: path, Source: readerAt{img}, Size: img.Size()})
-			if err != nil {
-				t.Fatal(err)
-			}
+			o := r.add(t, path, chain.Options{Cache: cache})
 			r.Start()
 			r.Start() // twice is once
 			for i := range memory.GFN(100) {
@@ -256,16 +262,6 @@ func TestProves(t *testing.T) {
 			}
 		})
 	}
-}
-
-// readerAt reads from an image what a guest would read.
-type readerAt struct{ disk.Image }
-
-func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.ReadAtv([][]byte{p}, off); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }
 
 func TestLoaded(t *testing.T) {
@@ -311,8 +307,7 @@ func TestLoaded(t *testing.T) {
 func TestSettleWithoutTracker(t *testing.T) {
 	r := newRig(t, memory.TrackerNone)
 	path, content := image(t, 64)
-	o, err := r.AddDisk(Disk{Path: path, Source: bytes.NewReader(content), Size: int64(len(content))})
-	must(t, err)
+	o := r.add(t, path, chain.Options{})
 	r.read(t, o, content, 7, 100)
 	r.Start()
 	must(t, r.Settle(t.Context()))

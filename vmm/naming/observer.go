@@ -2,17 +2,23 @@ package naming
 
 import (
 	"ditto.vm/devices/virtio/blk"
+	"ditto.vm/images/chain"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
 )
 
 // DiskObserver tells the table of one disk's I/O. It implements [blk.Observer].
 type DiskObserver struct {
-	table *names.Table
+	naming *Naming
+	table  *names.Table
+	chain  *chain.Chain
+	// layer is the top's number, which changes while nothing is in flight. below
+	// are those of the tops before.
 	layer names.LayerID
+	below []names.LayerID
 }
 
-// Layer returns the number of the disk in the table.
+// Layer returns the number of the disk's top in the table.
 func (d *DiskObserver) Layer() names.LayerID { return d.layer }
 
 // BeforeRead implements [blk.Observer].
