@@ -75,13 +75,12 @@ func (w *Writer) addMap(ctx context.Context, m *names.Map, doubt *memory.PageSet
 		}
 	}
 	slices.Sort(l.equals)
+	w.live = l
 	if doubt != nil {
-		for r := range doubt.Runs() {
-			l.stale.Add(r.Start, r.Size)
+		for r := range w.renew(doubt).Runs() {
 			unnamed.Add(r.Start, r.Size)
 		}
 	}
-	w.live = l
 	return w.store(ctx, unnamed, w.o.Workers, w.o.Space.View)
 }
 

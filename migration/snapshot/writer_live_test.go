@@ -70,11 +70,8 @@ func TestLiveSave(t *testing.T) {
 			w := s.create("snap", opts)
 			m := s.pass(true)
 			written, doubt := s.space.NewPageSet(), s.space.NewPageSet()
-			if doubtful {
-				for range 10 {
-					gfn, n := s.someRange(20)
-					doubt.Add(gfn.GPA(), n*memory.PageSize)
-				}
+			if doubtful { // and rightly so
+				s.scribble(10, doubt)
 			}
 			s.scribble(5, written)
 			live := context.Background()
