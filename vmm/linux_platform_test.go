@@ -116,10 +116,9 @@ func corpusBoot(t *testing.T, image string) string {
 	c.Kernel = image
 	c.CPUs = 1
 	c.OnReboot = config.RebootStop
-	_, script, _ := strings.Cut(c.Cmdline.Append, "script=")
 	out := newConsole()
 	m := newVM(t, c, out)
-	m.source.cmdline = "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1 " + corpusClock(t, image, m) + " script=" + script
+	m.source.cmdline = "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1 " + corpusClock(t, image, m)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := m.Start(ctx); err != nil {

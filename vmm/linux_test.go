@@ -3,7 +3,6 @@ package vmm
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"ditto.vm/images/kernel"
 	"ditto.vm/internal/labtest"
 	"ditto.vm/memory"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
@@ -48,21 +48,18 @@ func requireLinux(t testing.TB) {
 }
 
 // guestInit is the first process of a test guest: it mounts what a shell needs,
-// loads the modules in order and runs the script from the command line.
+// loads the modules in order and runs /script.
 const guestInit = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 for m in $(cat /modules/order); do insmod /modules/$m || echo "insmod $m failed"; done
-for word in $(cat /proc/cmdline); do
-	case $word in script=*) echo ${word#script=} | base64 -d > /script;; esac
-done
 sh /script
 echo SCRIPT-ENDED
 poweroff -f
 `
 
-// testInitrd writes an initramfs with busybox and the modules named.
-func testInitrd(t testing.TB, k kernel.Kernel, modules ...string) string {
+// testInitrd writes an initramfs with busybox, a script and the modules named.
+func testInitrd(t testing.TB, k kernel.Kernel, script string, modules ...string) string {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -74,6 +71,7 @@ func testInitrd(t testing.TB, k kernel.Kernel, modules ...string) string {
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("bin/busybox", string(busybox), 0o755),
 		cpio.StaticFile("init", guestInit, 0o755),
+		cpio.StaticFile("script", script, 0o644),
 	}
 	var order strings.Builder
 	if len(modules) > 0 {
@@ -114,8 +112,8 @@ func linuxConfig(t testing.TB, spec, script string, modules ...string) config.Co
 	c.CPUs = 2
 	c.Memory.Size = 256 << 20
 	c.Kernel = k.Image
-	c.Initrd = testInitrd(t, k, modules...)
-	c.Cmdline.Append = "quiet loglevel=4 panic=-1 script=" + base64.StdEncoding.EncodeToString([]byte(script))
+	c.Initrd = testInitrd(t, k, script, modules...)
+	c.Cmdline.Append = "quiet loglevel=4 panic=-1"
 	c.Nets, c.RNG, c.Balloon.Enabled = nil, false, false
 	return c
 }
@@ -153,6 +151,9 @@ func runLinux(t testing.TB, c config.Config) (string, Exit) {
 // whereAbouts says where the vCPUs of a guest that does not end are.
 func (m *VM) whereAbouts(t testing.TB) string {
 	var s strings.Builder
+	if m.Info().State == api.Created {
+		return "the VM has not started"
+	}
 	for _, c := range m.vcpus {
 		if err := c.do(context.WithoutCancel(t.Context()), func() error {
 			mp, err := c.kvm.MPState()

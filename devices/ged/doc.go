@@ -12,6 +12,8 @@
 //
 // The interrupt line is level-triggered and asserted while an event is
 // pending, so an event is never lost between two that come close together.
+// A change of the generation ID is an event, and the ID is state: a guest that is
+// restored twice before it has looked is told once, of the last ID.
 //
 // The callbacks run on the vCPU thread that wrote the register. They must not
 // block and must not call back into the device's memory or wait for a vCPU;
