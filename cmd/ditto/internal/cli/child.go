@@ -38,6 +38,16 @@ type childJob struct {
 	Config   config.Config `json:"config"`
 	Command  bool          `json:"command"` // the guest runs a command
 	LogLevel slog.Level    `json:"log_level"`
+	// Restore makes the machine of a snapshot.
+	Restore *vmproc.Restore `json:"restore,omitempty"`
+}
+
+// builder returns what makes the machine of a job.
+func (e *Env) builder(job childJob) vmproc.Builder {
+	if job.Restore != nil {
+		return e.Restore(*job.Restore)
+	}
+	return e.Build
 }
 
 // childAnswer is the child's only message: the name when the guest runs, or why
@@ -142,7 +152,7 @@ func (e *Env) childMain() int {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	running := false
 	code, err := vmproc.Run(context.Background(), vmproc.Options{
-		Config: job.Config, Command: job.Command, Registry: r, Build: e.Build, Version: e.Version.String(),
+		Config: job.Config, Command: job.Command, Registry: r, Build: e.builder(job), Version: e.Version.String(),
 		Log:     func(stateDir string) (*slog.Logger, error) { return openOwnLog(stateDir, job.LogLevel) },
 		Sandbox: sandbox.Apply,
 		Signals: signals,

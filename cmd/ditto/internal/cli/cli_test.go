@@ -19,6 +19,7 @@ import (
 
 	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/cmd/ditto/internal/vmproc"
+	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/registry"
@@ -34,10 +35,19 @@ type fakeMachine struct {
 	end     chan vmproc.Exit
 	started time.Time
 
+	save fakeSave
+
 	mu      sync.Mutex // guards what follows
 	state   api.State
 	balloon uint64
 	disk    uint64 // its size
+}
+
+// fakeSave is how a fake machine is saved.
+type fakeSave func(context.Context, *fakeMachine, vmm.SaveHost, vmm.SaveOptions) (vmm.SaveReport, error)
+
+func (m *fakeMachine) Save(ctx context.Context, host vmm.SaveHost, o vmm.SaveOptions) (vmm.SaveReport, error) {
+	return m.save(ctx, m, host, o)
 }
 
 func (m *fakeMachine) Start(context.Context) error {
@@ -113,7 +123,13 @@ func (m *fakeMachine) SetBalloon(bytes uint64) error {
 	m.balloon = bytes
 	return nil
 }
-func (m *fakeMachine) Forwards() []api.Forward   { return nil }
+func (m *fakeMachine) Forwards() []api.Forward { return nil }
+func (m *fakeMachine) Disks() (disks []registry.Disk) {
+	for _, d := range m.cfg.Disks {
+		disks = append(disks, registry.Disk{Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
+	}
+	return disks
+}
 func (m *fakeMachine) ConsoleResize(_, _ uint16) {}
 
 // host is a place to run commands in.
@@ -121,6 +137,8 @@ type host struct {
 	t        *testing.T
 	registry *registry.Registry
 	null     *os.File
+	save     fakeSave
+	restored chan vmproc.Restore // hears of machines that are restored
 }
 
 func newHost(t *testing.T) *host {
@@ -139,19 +157,24 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = null.Close() })
-	return &host{t, r, null}
+	return &host{t: t, registry: r, null: null, restored: make(chan vmproc.Restore, 10)}
 }
 
 // env returns an environment that writes to out and errs.
 func (h *host) env(out, errs io.Writer) *Env {
+	build := func(_ context.Context, cfg config.Config, s vmproc.Surroundings) (vmproc.Machine, error) {
+		if cfg.Kernel == "payload:broken" {
+			return nil, errors.New("broken\nin two lines")
+		}
+		return &fakeMachine{cfg: cfg, console: s.Console, end: make(chan vmproc.Exit, 10), state: api.Running, save: h.save}, nil
+	}
 	return &Env{
 		Stdin: h.null, Stdout: out, Stderr: errs,
 		Registry: func() (*registry.Registry, error) { return h.registry, nil },
-		Build: func(_ context.Context, cfg config.Config, s vmproc.Surroundings) (vmproc.Machine, error) {
-			if cfg.Kernel == "payload:broken" {
-				return nil, errors.New("broken\nin two lines")
-			}
-			return &fakeMachine{cfg: cfg, console: s.Console, end: make(chan vmproc.Exit, 10), state: api.Running}, nil
+		Build:    build,
+		Restore: func(r vmproc.Restore) vmproc.Builder {
+			h.restored <- r
+			return build
 		},
 		Version: Version{Version: "v1.2.3", Commit: "0123456789abcdef", Go: "go1", Platform: "p"},
 	}
@@ -177,12 +200,18 @@ func (h *host) want(args ...string) string {
 
 // start runs a machine in the background and waits until it is known. The
 // result comes when it has ended.
-func (h *host) start(name string) <-chan int {
+func (h *host) start(name string, flags ...string) <-chan int {
+	h.t.Helper()
+	return h.background(append([]string{"run", "--kernel", "payload:x", "--sandbox=off", "--name", name}, flags...)...)
+}
+
+// background runs a command line that runs a machine.
+func (h *host) background(args ...string) <-chan int {
 	h.t.Helper()
 	done := make(chan int, 1)
 	shown, console := io.Pipe()
 	go func() {
-		done <- h.env(console, io.Discard).Execute(h.t.Context(), []string{"run", "--kernel", "payload:x", "--sandbox=off", "--name", name})
+		done <- h.env(console, io.Discard).Execute(h.t.Context(), args)
 		_ = console.Close()
 	}()
 	if _, err := io.ReadFull(shown, make([]byte, len("hello"))); err != nil {

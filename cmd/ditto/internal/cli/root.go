@@ -24,8 +24,9 @@ type Env struct {
 	Stdout, Stderr io.Writer
 	// Registry opens the user's registry.
 	Registry func() (*registry.Registry, error)
-	// Build makes machines.
-	Build vmproc.Builder
+	// Build makes machines, Restore those of snapshots.
+	Build   vmproc.Builder
+	Restore func(vmproc.Restore) vmproc.Builder
 	// Version is what version prints.
 	Version Version
 }
@@ -35,7 +36,8 @@ type Env struct {
 func Main(version string, args []string) int {
 	env := &Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Registry: registry.Open, Build: vmproc.BuildVM, Version: buildVersion(version),
+		Registry: registry.Open, Build: vmproc.BuildVM, Restore: vmproc.Restore.Builder,
+		Version: buildVersion(version),
 	}
 	if len(args) == 1 && args[0] == vmProcessArg {
 		return env.childMain()
@@ -100,6 +102,8 @@ u-root userland and a network that needs no privileges.
   ditto run -d --name db --disk db.img      # in the background
   ditto ps
   ditto console db
+  ditto snapshot db /var/snap/db1           # save it, as it is now
+  ditto clone /var/snap/db1 -n 4            # four that go on from there
   ditto stop db`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -122,7 +126,7 @@ u-root userland and a network that needs no privileges.
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
 		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
-		e.snapshotCommand(),
+		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(),
 		e.doctorCommand(), e.imageCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()

@@ -115,27 +115,31 @@ func (e *Env) printConfig(cfg config.Config) error {
 	return err
 }
 
-// run starts the machine where it belongs: here, or in a process of its own.
+// run starts the machine.
 func (e *Env) run(ctx context.Context, cfg config.Config, f *runFlags) error {
 	level, err := parseLevel(f.logLevel)
 	if err != nil {
 		return err
 	}
 	commanded := len(cfg.Command) > 0
-	interactive := isTerminal(e.Stdin) && !f.detach
-	if err := e.resolve(ctx, &cfg, interactive); err != nil {
+	if err := e.resolve(ctx, &cfg, isTerminal(e.Stdin) && !f.detach); err != nil {
 		return err
 	}
-	job := childJob{Config: cfg, Command: commanded, LogLevel: level}
+	return e.launch(ctx, childJob{Config: cfg, Command: commanded, LogLevel: level}, f.detach)
+}
+
+// launch runs a machine in the background, in a process of its own that this
+// terminal is joined to, or here.
+func (e *Env) launch(ctx context.Context, job childJob, detach bool) error {
 	switch {
-	case f.detach:
+	case detach:
 		child, err := e.startChild(ctx, job)
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(e.Stdout, child.name)
 		return err
-	case interactive:
+	case isTerminal(e.Stdin):
 		return e.runAttached(ctx, job)
 	}
 	return e.runHere(ctx, job)
@@ -244,7 +248,7 @@ func (e *Env) runHere(ctx context.Context, job childJob) error {
 	defer signal.Stop(signals)
 	out, filter := e.output(job.Command)
 	code, err := vmproc.Run(context.WithoutCancel(ctx), vmproc.Options{
-		Config: job.Config, Command: job.Command, Registry: r, Build: e.Build, Version: e.Version.String(),
+		Config: job.Config, Command: job.Command, Registry: r, Build: e.builder(job), Version: e.Version.String(),
 		Log: func(string) (*slog.Logger, error) {
 			return slog.New(slog.NewTextHandler(e.Stderr, &slog.HandlerOptions{Level: job.LogLevel})), nil
 		},

@@ -23,6 +23,7 @@ const (
 	Sandbox    = 14 // the process could not drop its rights
 	Memory     = 15 // guest memory cannot be had
 	Tracker    = 16 // the tracker asked for cannot be had
+	Snapshot   = 17 // a snapshot is missing, damaged, or cannot be written
 )
 
 // Meaning is one exit code and what it says.
@@ -51,6 +52,7 @@ func Meanings() []Meaning {
 		{Sandbox, "the machine's process could not drop its rights"},
 		{Memory, "guest memory cannot be had"},
 		{Tracker, "the tracker asked for cannot be had"},
+		{Snapshot, "a snapshot is missing, damaged, of another machine, or cannot be written"},
 	}
 }
 

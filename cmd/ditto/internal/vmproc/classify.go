@@ -11,6 +11,8 @@ import (
 	"ditto.vm/images/kernel"
 	"ditto.vm/images/uroot"
 	"ditto.vm/internal/netd"
+	"ditto.vm/migration/snapshot"
+	"ditto.vm/migration/state"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
@@ -24,6 +26,7 @@ func Classify(err error) int {
 		return coded.Code
 	}
 	var (
+		stateError  *state.Error
 		configError *config.Error
 		diskError   *disk.Error
 		netdError   *netd.StartError
@@ -38,6 +41,8 @@ func Classify(err error) int {
 		return exit.Disk
 	case errors.As(err, &netdError), errors.As(err, &netError):
 		return exit.Net
+	case errors.As(err, &stateError):
+		return exit.Snapshot
 	}
 	for _, known := range []struct {
 		err  error
@@ -62,6 +67,15 @@ func Classify(err error) int {
 		{uroot.ErrNoGo, exit.Kernel},
 		{uroot.ErrNoModules, exit.Kernel},
 		{unix.ENOMEM, exit.Memory},
+		{vmm.ErrOtherMachine, exit.Snapshot},
+		{snapshot.ErrFormat, exit.Snapshot},
+		{snapshot.ErrVersion, exit.Snapshot},
+		{snapshot.ErrLayer, exit.Snapshot},
+		{snapshot.ErrParent, exit.Snapshot},
+		{snapshot.ErrExists, exit.Snapshot},
+		{snapshot.ErrBusy, exit.Snapshot},
+		{snapshot.ErrNoSpace, exit.Snapshot},
+		{snapshot.ErrDependents, exit.Snapshot},
 	} {
 		if errors.Is(err, known.err) {
 			return known.code

@@ -7,6 +7,7 @@ import (
 
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/registry"
 )
 
 // Machine is a virtual machine as its process sees it.
@@ -19,6 +20,8 @@ type Machine interface {
 	// WriteInput types p on the guest's console. It blocks until the guest has
 	// room for it, or ctx ends.
 	WriteInput(ctx context.Context, p []byte)
+	// Disks are those that the machine began with.
+	Disks() []registry.Disk
 	Close() error
 }
 

@@ -15,6 +15,8 @@ import (
 	"ditto.vm/cmd/ditto/internal/terminal"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend"
+	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 	"ditto.vm/vmm/sandbox"
 )
@@ -152,13 +154,17 @@ func (p *process) run(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, errors.Join(err, apiListener.Close())
 	}
-	if err := p.publish(); err != nil {
+	opsListener, err := lend.Listen(p.lease.OpsSocket())
+	if err != nil {
 		return 0, errors.Join(err, apiListener.Close(), consoleListener.Close())
 	}
-	if err := p.restrict(); err != nil {
-		return 0, errors.Join(err, apiListener.Close(), consoleListener.Close())
+	if err = p.publish(); err == nil {
+		err = p.restrict()
 	}
-	ended, err := p.serve(ctx, apiListener, consoleListener)
+	if err != nil {
+		return 0, errors.Join(err, apiListener.Close(), consoleListener.Close(), opsListener.Close())
+	}
+	ended, err := p.serve(ctx, apiListener, consoleListener, opsListener)
 	code, err := p.outcome(ended, err)
 	result := registry.ExitRecord{Time: time.Now().UTC(), Reason: ended.Reason, Code: code}
 	if err != nil {
@@ -174,6 +180,7 @@ func (p *process) publish() error {
 	return p.lease.Publish(registry.State{
 		Started: time.Now().UTC(), CPUs: p.Config.CPUs,
 		Memory: uint64(p.Config.Memory.Size), Kernel: p.Config.Kernel,
+		Disks: p.machine.Disks(),
 	})
 }
 
@@ -199,19 +206,24 @@ func (p *process) restrict() error {
 	return nil
 }
 
-// serve starts the guest and waits for its end, while the API and the console
-// are served. It takes the listeners over.
-func (p *process) serve(ctx context.Context, apiListener, consoleListener net.Listener) (Exit, error) {
+// serve starts the guest and waits for its end, while the API, the console and
+// operations are served. It takes the listeners over.
+func (p *process) serve(ctx context.Context, apiListener, consoleListener net.Listener, opsListener *net.UnixListener) (Exit, error) {
 	inputs, stopInputs := context.WithCancel(ctx)
 	defer stopInputs()
 	server := api.NewServer(p.machine, p.log)
 	server.Serve(apiListener)
+	saver, _ := p.machine.(remotesave.Saver)
+	operations := remotesave.NewServer(saver, p.log)
+	operations.Serve(opsListener)
 	p.hub.Serve(consoleListener, func(keys []byte) { p.machine.WriteInput(inputs, keys) })
 	defer func() {
 		stopInputs()
 		_ = consoleListener.Close()
 		p.hub.Close()
 		_ = server.Close()
+		// A save that ends the machine is not over yet.
+		_ = operations.Close()
 	}()
 
 	if err := p.machine.Start(ctx); err != nil {

@@ -16,17 +16,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/cmd/ditto/internal/terminal"
 	"ditto.vm/guest/boot"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/internal/netd"
+	"ditto.vm/migration/snapshot"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
+	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 	"ditto.vm/vmm/sandbox"
 )
@@ -110,6 +114,12 @@ func (m *fakeMachine) Balloon() (api.Balloon, error) { return api.Balloon{}, api
 func (m *fakeMachine) SetBalloon(uint64) error       { return api.ErrNotSupported }
 func (m *fakeMachine) Forwards() []api.Forward       { return nil }
 func (m *fakeMachine) ConsoleResize(_, _ uint16)     {}
+func (m *fakeMachine) Disks() []registry.Disk {
+	return []registry.Disk{{Path: "/disk.img", Format: chain.Raw}}
+}
+func (m *fakeMachine) Save(context.Context, vmm.SaveHost, vmm.SaveOptions) (vmm.SaveReport, error) {
+	return vmm.SaveReport{Rounds: 7}, nil
+}
 
 func newRegistry(t *testing.T) *registry.Registry {
 	t.Helper()
@@ -207,6 +217,12 @@ func TestLife(t *testing.T) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	remote.Close()
+	if diff := cmp.Diff(m.Disks(), found.Disks); diff != "" {
+		t.Error(diff)
+	}
+	if r, err := remotesave.Call(t.Context(), found.OpsSocket(), nil, vmm.SaveOptions{Compression: snapshot.None}); err != nil || r.Rounds != 7 {
+		t.Errorf("save: %+v, %v", r, err)
+	}
 	console, err := net.Dial("unix", found.ConsoleSocket())
 	if err != nil {
 		t.Fatal(err)

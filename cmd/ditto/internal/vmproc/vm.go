@@ -9,22 +9,27 @@ import (
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/registry"
 )
 
 // BuildVM is the [Builder] of real machines.
 func BuildVM(ctx context.Context, cfg config.Config, s Surroundings) (Machine, error) {
-	m, err := vmm.New(ctx, cfg, vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}})
+	m, err := vmm.New(ctx, cfg, vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}, Version: s.Version})
 	if err != nil {
 		return nil, err
 	}
-	return &vm{VM: m, surroundings: s}, nil
+	return &vm{VM: m, surroundings: s, disks: disksOf(cfg, false)}, nil
 }
 
 // vm is a *vmm.VM and what its process knows about it.
 type vm struct {
 	*vmm.VM
 	surroundings Surroundings
+	disks        []registry.Disk
 }
+
+// Disks are those that the machine began with.
+func (v *vm) Disks() []registry.Disk { return v.disks }
 
 // Info adds what is the process's to the machine's own.
 func (v *vm) Info() api.Info {
