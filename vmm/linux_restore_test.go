@@ -338,7 +338,13 @@ func TestLinuxRestoreWallClock(t *testing.T) {
 		}
 	}
 	fatal(m.Start(ctx))
-	fatal(out.waitFor(ctx, "wall "))
+	for begun, _ := lastTimes(out.String()); begun.IsZero(); begun, _ = lastTimes(out.String()) {
+		select {
+		case <-out.more:
+		case <-ctx.Done():
+			fatal(ctx.Err())
+		}
+	}
 	fatal(errors.Join(m.Pause(ctx), m.platform.drain()))
 	sections := saveOf(t, m)
 	var platform state.Platform // for the guest the same as if the host's clock had gone on
