@@ -66,6 +66,7 @@ With --json, a line for each event: {"event":"progress",...}, and at the end
 	fs.BoolVar(&f.stop, "stop", false, "end the machine when it is saved; its disks get no overlays")
 	fs.BoolVar(&f.paused, "paused", false, "pause the machine before instead of saving while it runs")
 	fs.BoolVar(&f.asJSON, "json", false, "print events as JSON, one a line")
+	cmd.AddCommand(e.snapshotCare()...)
 	_ = cmd.RegisterFlagCompletionFunc("parent", completeSnapshots)
 	_ = cmd.RegisterFlagCompletionFunc("compress", cobra.FixedCompletions([]string{"none", "zstd"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

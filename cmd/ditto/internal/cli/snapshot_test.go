@@ -468,7 +468,7 @@ func TestSnapshotCompletion(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"snapshot", ""}, "alpha\n"},
+		{[]string{"snapshot", "a"}, "alpha\n"},
 		{[]string{"snapshot", "alpha", dir + "/", ""}, ""},
 		{[]string{"snapshot", "--compress", ""}, "none\nzstd\n"},
 		{[]string{"snapshot", "--parent", dir + "/"}, snap + "\n" + dir + "/way/\n"},
