@@ -227,12 +227,19 @@ func (m *Missing) Record() { m.touched.CompareAndSwap(nil, m.space.NewPageSet())
 // Recorded ends that and returns the pages, nil if it had not begun.
 func (m *Missing) Recorded() *PageSet { return m.touched.Swap(nil) }
 
-// note notes that pages were asked for. Who reads much looks at memory, and is
-// not the guest.
+// note notes that pages were asked for, as far as they wait. Who reads much looks
+// at memory, and is not the guest.
 func (m *Missing) note(r Range) {
-	if t := m.touched.Load(); t != nil && r.Size < LargeFrameSize {
-		t.Add(r.Start, r.Size)
+	t := m.touched.Load()
+	if t == nil || r.Size >= LargeFrameSize {
+		return
 	}
+	_ = m.waiting.spans(r, func(run Range, waits bool) error {
+		if waits {
+			t.Add(run.Start, run.Size)
+		}
+		return nil
+	})
 }
 
 // Run fetches what waits, in the order of addresses, at most rate bytes a second

@@ -284,3 +284,54 @@ func (r *Region) part(pages Range) []byte {
 	off := uint64(pages.Start - r.Start)
 	return r.mem[off : off+pages.Size : off+pages.Size]
 }
+
+// Prefault brings the pages of r that are mapped from files into memory, before
+// the guest asks for them. Large reads of what is not in the page cache are begun
+// for all of r at once.
+func (s *Space) Prefault(r Range) error {
+	files := s.remaps.files.Load()
+	if files == nil {
+		return nil
+	}
+	p, err := s.locate(r)
+	if err != nil {
+		return fmt.Errorf("prefault: %w", err)
+	}
+	for _, advice := range []int{unix.MADV_WILLNEED, unix.MADV_POPULATE_READ} {
+		err := files.spans(r, func(run Range, mapped bool) error {
+			if !mapped {
+				return nil
+			}
+			return unix.Madvise(p.region.part(run), advice)
+		})
+		if err != nil {
+			return fmt.Errorf("prefault [%s, +%#x): %w", r.Start, r.Size, err)
+		}
+	}
+	return nil
+}
+
+// FilesTouched calls visit with the pages mapped from files that somebody has
+// touched, in ascending order. Unless the tracker is wp-async, the kernel takes
+// neighbours of such pages for touched too.
+func (s *Space) FilesTouched(visit func(Range)) error {
+	files := s.remaps.files.Load()
+	if files == nil {
+		return nil
+	}
+	for i := range s.regions {
+		r := &s.regions[i]
+		err := s.populatedPages(part{region: r, index: i, Range: r.Range}, func(present Range) {
+			_ = files.spans(present, func(run Range, mapped bool) error {
+				if mapped {
+					visit(run)
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			return fmt.Errorf("pages of files that were touched: %w", err)
+		}
+	}
+	return nil
+}

@@ -26,9 +26,12 @@ type bootSource struct {
 	kernel, initrd *boot.Image
 	program        *payload.Program
 	cmdline        string
+	// missing is why kernel or initrd cannot be loaded.
+	missing error
 }
 
-// openSource opens the kernel and initrd that cfg names by path.
+// openSource opens the kernel and initrd that cfg names by path. When they cannot
+// be opened, the source says so too.
 func openSource(cfg *config.Config, closers *closers) (bootSource, error) {
 	if spec, ok := strings.CutPrefix(cfg.Kernel, PayloadPrefix); ok {
 		program, err := payload.Parse(spec)
@@ -40,12 +43,14 @@ func openSource(cfg *config.Config, closers *closers) (bootSource, error) {
 	s := bootSource{cmdline: commandLine(cfg)}
 	var err error
 	if s.kernel, err = boot.OpenImage(cfg.Kernel); err != nil {
-		return bootSource{}, fmt.Errorf("kernel: %w", err)
+		err = fmt.Errorf("kernel: %w", err)
+		return bootSource{cmdline: s.cmdline, missing: err}, err
 	}
 	closers.add(s.kernel.Close)
 	if cfg.Initrd != "" && cfg.Initrd != config.InitrdNone {
 		if s.initrd, err = boot.OpenImage(cfg.Initrd); err != nil {
-			return bootSource{}, fmt.Errorf("initrd: %w", err)
+			s.missing = fmt.Errorf("initrd: %w", err)
+			return s, s.missing
 		}
 		closers.add(s.initrd.Close)
 	}
@@ -69,6 +74,9 @@ func commandLine(cfg *config.Config) string {
 // vCPU to the image's entry. Preconditions: vCPU threads are paused or not
 // started.
 func (m *VM) load() error {
+	if m.source.missing != nil {
+		return fmt.Errorf("what it boots was not there when it was restored: %w", m.source.missing)
+	}
 	var loaded *boot.Loaded
 	var err error
 	if m.source.program != nil {

@@ -50,7 +50,11 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	var err error
 	// What is cheap to get wrong comes first.
 	if m.source, err = openSource(&m.cfg, &m.cleanup); err != nil {
-		return err
+		// A guest that runs already needs what it booted when it boots again.
+		if m.saved == nil || m.source.missing == nil {
+			return err
+		}
+		m.log.Warn("the guest cannot restart: what it boots is not there", "err", err)
 	}
 	if m.sys, err = kvm.Open(); err != nil {
 		return err
@@ -86,6 +90,9 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	// Threads inside short system calls keep their P for a while: leave the
 	// runtime enough of them, or its poller and the workers starve.
 	workers := m.pci.threads + 2
+	if m.restored != nil {
+		workers++ // who fetches missing pages
+	}
 	if want := len(m.vcpus) + workers; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
@@ -106,7 +113,7 @@ func (m *VM) addMemory() error {
 	}
 	m.cleanup.add(m.mem.Close)
 	if m.saved != nil {
-		if err := m.saved.fill(m.mem); err != nil {
+		if err := m.saved.fill(m); err != nil {
 			return fmt.Errorf("fill guest memory: %w", err)
 		}
 	}

@@ -52,6 +52,9 @@ func (m *VM) Stats() (api.Stats, error) {
 	if n := m.unclaimed.Load(); n > 0 {
 		s.Exits["unclaimed"] = n
 	}
+	if m.restored != nil {
+		s.Restore = m.restored.stats()
+	}
 	// Closing waits for this lock, so nothing read below goes away meanwhile.
 	m.mu.Lock()
 	defer m.mu.Unlock()

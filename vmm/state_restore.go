@@ -35,11 +35,16 @@ type RestoreOptions struct {
 // but describes the same machine. Everything that needs rights is opened here:
 // the caller may drop them before [VM.Resume]. ctx bounds the making only.
 func Restore(ctx context.Context, cfg config.Config, sections []state.Section, fillMemory func(*memory.Space) error, opts RestoreOptions) (*VM, error) {
+	return restore(ctx, cfg, sections, func(m *VM) error { return fillMemory(m.mem) }, opts)
+}
+
+// restore is Restore, with a VM whose memory is there and to be filled.
+func restore(ctx context.Context, cfg config.Config, sections []state.Section, fill func(*VM) error, opts RestoreOptions) (*VM, error) {
 	saved, err := decodeState(sections, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	saved.opts, saved.fill = opts, fillMemory
+	saved.opts, saved.fill = opts, fill
 	if !opts.NewMACs {
 		if err := saved.keepMACs(&cfg); err != nil {
 			return nil, fmt.Errorf("restore: %w", err)
@@ -67,7 +72,7 @@ func Restore(ctx context.Context, cfg config.Config, sections []state.Section, f
 // savedState is a decoded state, on its way into a new VM.
 type savedState struct {
 	opts RestoreOptions
-	fill func(*memory.Space) error
+	fill func(*VM) error
 
 	cpu      *cpuSection
 	chips    *chipState

@@ -195,6 +195,9 @@ func (m *VM) startBackground() {
 	if m.keeper != nil {
 		b.done.Go(func() { m.keeper.Run(ctx) })
 	}
+	if m.restored != nil {
+		b.done.Go(func() { m.restored.run(ctx) })
+	}
 	if m.naming != nil {
 		// A millisecond that the guest need not wait for: names are hints, and
 		// what the guest has changed by then will not be proven.

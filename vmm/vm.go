@@ -56,6 +56,9 @@ type VM struct {
 	keeper  *memory.FrameKeeper // nil where frames cannot be made large
 	naming  *naming.Naming      // nil when names are switched off
 
+	restored    *restored // memory that came out of a snapshot; nil if it did not
+	memoryError atomic.Pointer[error]
+
 	source   bootSource
 	platform platform
 	pci      pciDevices
@@ -144,6 +147,7 @@ func (m *VM) end(e Exit) {
 
 // vcpuFailed implements [exitHandler].
 func (m *VM) vcpuFailed(c *vcpu, err error) {
+	err = m.explain(err)
 	m.log.Error("guest stopped", "vcpu", c.id, "err", err)
 	// The supervisor joins this thread, so it must not wait for it.
 	go m.end(Exit{Reason: ExitFailed, Err: err})

@@ -1,20 +1,20 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
+	"ditto.vm/images/layer"
 	"ditto.vm/memory"
 )
 
 // Pages reads pages for a lazy restore, from any goroutine. It implements
 // [memory.PageSource].
 type Pages struct {
-	s *Snapshot
-
 	mu   sync.Mutex // guards what follows
+	s    *Snapshot  // nil when it is closed
 	free []*Reader
-	done bool
 }
 
 // freeReaders bounds the readers that are kept, and with them what they hold.
@@ -23,27 +23,36 @@ const freeReaders = 4
 // Pages returns what reads the snapshot's memory.
 func (s *Snapshot) Pages() *Pages { return &Pages{s: s} }
 
-// Close gives back what is held for reading.
+// Close gives back what is held for reading. Nothing can be read any more.
 func (p *Pages) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.free {
 		r.Close()
 	}
-	p.free, p.done = nil, true
+	p.free, p.s = nil, nil
 }
+
+var errClosed = errors.New("the snapshot is closed")
 
 // ReadPages implements [memory.PageSource]. The bytes are proven as those of
 // [Reader.ReadPage] are.
 func (p *Pages) ReadPages(gfn memory.GFN, dst []byte) error {
 	r := p.reader()
+	if r == nil {
+		return errClosed
+	}
 	defer p.keep(r)
 	return r.ReadPages(gfn, dst)
 }
 
+// reader returns a reader, nil when the snapshot is closed.
 func (p *Pages) reader() *Reader {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.s == nil {
+		return nil
+	}
 	if n := len(p.free); n > 0 {
 		r := p.free[n-1]
 		p.free = p.free[:n-1]
@@ -55,7 +64,7 @@ func (p *Pages) reader() *Reader {
 func (p *Pages) keep(r *Reader) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done || len(p.free) == freeReaders {
+	if p.s == nil || len(p.free) == freeReaders {
 		r.Close()
 		return
 	}
@@ -65,7 +74,13 @@ func (p *Pages) keep(r *Reader) {
 // Row implements [memory.PageSource]: pages that are stored one after the other,
 // in one frame where they are compressed.
 func (p *Pages) Row(gfn memory.GFN) memory.Range {
-	f, ok := p.s.flatAt(gfn)
+	p.mu.Lock()
+	s := p.s
+	p.mu.Unlock()
+	if s == nil {
+		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
+	}
+	f, ok := s.flatAt(gfn)
 	if !ok || f.Kind != Unique && f.Kind != Block {
 		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
 	}
@@ -106,4 +121,24 @@ func (r *Reader) ReadPages(gfn memory.GFN, dst []byte) error {
 		gfn, dst = f.End(), dst[n:]
 	}
 	return nil
+}
+
+// EachBlock calls visit with the runs of memory that equal blocks of layers, in
+// ascending order, until it returns false. A run's layer is one of the snapshot
+// that is named with it, this one or an ancestor.
+func (s *Snapshot) EachBlock(visit func(r Run, of *Snapshot) bool) {
+	for _, f := range s.flat {
+		if f.Kind == Block && !visit(f.Run, f.src) {
+			return
+		}
+	}
+}
+
+// LayerStamp returns the stamp that the file of a layer has now. It opens it.
+func (s *Snapshot) LayerStamp(i int) (layer.Stamp, error) {
+	f, err := s.layer(i)
+	if err != nil {
+		return layer.Stamp{}, err
+	}
+	return f.Stamp()
 }

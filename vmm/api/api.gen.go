@@ -418,6 +418,24 @@ type MemoryTracker struct {
 	Sees string `json:"sees"`
 }
 
+// RestoreStats how the memory of a machine that was restored from a snapshot came back
+type RestoreStats struct {
+	// CopiedBytes read from the snapshot and from disks
+	CopiedBytes uint64 `json:"copied_bytes"`
+
+	// Faults how often the guest had to wait for missing pages
+	Faults uint64 `json:"faults"`
+
+	// MappedBytes mapped from the snapshot and from disks at the restore; copied by the kernel where the guest writes
+	MappedBytes uint64 `json:"mapped_bytes"`
+
+	// MissingBytes still to be read, when the guest needs it or in the background
+	MissingBytes uint64 `json:"missing_bytes"`
+
+	// Mode lazy, eager or prefetch
+	Mode string `json:"mode"`
+}
+
 // State defines model for State.
 type State string
 
@@ -443,7 +461,8 @@ type Stats struct {
 	Pages4K uint64 `json:"pages_4k"`
 
 	// ResidentBytes of the whole process, guest RAM included
-	ResidentBytes uint64 `json:"resident_bytes"`
+	ResidentBytes uint64        `json:"resident_bytes"`
+	Restore       *RestoreStats `json:"restore,omitempty"`
 
 	// Tracker how written pages are found, wp-async, kvm-log, kvm-ring or none
 	Tracker  string `json:"tracker"`

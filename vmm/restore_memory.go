@@ -1,0 +1,296 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ditto.vm/memory"
+	"ditto.vm/memory/names"
+	"ditto.vm/migration/snapshot"
+	"ditto.vm/vmm/api"
+)
+
+// restored is the memory of a VM on its way out of a snapshot.
+//
+//	          mapped --------------------------------------> stays a view of files
+//	page map  copied --touched, or in the background------> private
+//	          zero  ---------------------------------------> empty
+//
+// Beside the guest it fetches what is missing, writes down what the guest touched
+// first, and teaches the table of names what pages equal.
+type restored struct {
+	snapshot *snapshot.Snapshot // nil when nothing depends on it any more
+	dir      string             // of the snapshot
+	mode     RestoreMode
+	log      *slog.Logger
+	mem      *memory.Space
+	vm       *VM
+
+	mapped  uint64 // bytes
+	copied  uint64 // bytes that were read before the guest ran
+	pages   *snapshot.Pages
+	missing *memory.Missing // nil when nothing is, or was
+
+	set    *os.File // gets the working set; nil when it is written, or not wanted
+	record recording
+
+	// layers has the table's numbers of the layers that pages are named by.
+	layers   map[namedLayer]names.LayerID
+	teaching sync.Mutex // guards taught
+	taught   int        // how many runs of blocks were
+
+	prefetch sync.WaitGroup
+	stop     context.CancelFunc // of the prefetch
+	done     atomic.Bool        // nothing depends on the snapshot but what is mapped
+}
+
+// What is mapped: each row costs a mapping and some microseconds at the restore,
+// and each page of it a fault; below that size copying in the background is as
+// good, and the longest rows go first.
+const (
+	mapMinPages = 16
+	mapMost     = 2048
+)
+
+// fetchRate bounds what is fetched in the background, in bytes a second: it takes
+// a tenth of a core to prove them.
+const fetchRate = 128 << 20
+
+// fill makes memory what the snapshot says, as far as the mode wants it now. What
+// it opens goes with the VM.
+func (r *restored) fill(ctx context.Context, m *VM) error {
+	r.vm, r.mem, r.log = m, m.mem, m.log
+	m.restored = r
+	m.cleanup.add(r.close)
+	if r.mode == RestoreEager {
+		return r.load(ctx)
+	}
+	plan, err := r.snapshot.Plan(ctx, snapshot.PlanOptions{MinPages: mapMinPages, MaxMappings: mapMost})
+	if err != nil {
+		return err
+	}
+	var files []memory.FileRange
+	var copied []memory.Range
+	for _, s := range plan.Steps {
+		switch s.Action {
+		case snapshot.Map:
+			files = append(files, memory.FileRange{Range: s.Range, File: s.File, Offset: s.Offset})
+		case snapshot.Copy:
+			copied = append(copied, s.Range)
+		}
+	}
+	err = r.mem.MapFiles(files...)
+	if errors.Is(err, memory.ErrNotPrivate) {
+		m.log.Warn("memory is read before the guest runs, since it cannot be mapped", "err", err, "cure", "use --memory anonymous without --hugepages 2M or 1G, or --eager if that is meant")
+		return r.load(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	r.mapped = plan.Mapped
+	if err := r.await(ctx, copied, plan.Copied); err != nil {
+		return err
+	}
+	r.beginRecord()
+	if r.mode == RestorePrefetch {
+		r.beginPrefetch()
+	}
+	return nil
+}
+
+// load reads all of memory.
+func (r *restored) load(ctx context.Context) error {
+	err := r.snapshot.Load(ctx, r.mem, snapshot.LoadOptions{})
+	h := r.snapshot.Manifest().Holds
+	r.copied = h.Blocks + h.Duplicate + h.Parent + h.Unique
+	return err
+}
+
+// await lets pages be fetched when they are touched. Where nobody may serve KVM's
+// faults they are read now.
+func (r *restored) await(ctx context.Context, waiting []memory.Range, bytes uint64) error {
+	if len(waiting) == 0 {
+		return nil
+	}
+	r.pages = r.snapshot.Pages()
+	kind := r.vm.cfg.Memory.Tracker
+	missing, err := r.mem.OpenMissing(r.pages, waiting, memory.MissingOptions{
+		TrackWrites: kind == memory.TrackerAuto || kind == memory.TrackerWPAsync,
+		Failed:      r.vm.memoryFailed,
+	})
+	if errors.Is(err, memory.ErrUnsupported) {
+		r.log.Warn("memory that cannot be mapped is read before the guest runs", "bytes", bytes, "err", err)
+		r.copied = bytes
+		return r.read(ctx, waiting)
+	}
+	r.missing = missing
+	return err
+}
+
+// readPages is how many pages a worker reads at once.
+const readPages = 256
+
+// read reads pages into memory.
+func (r *restored) read(ctx context.Context, ranges []memory.Range) error {
+	return eachPiece(ctx, runtime.NumCPU(), pieces(ranges, readPages*memory.PageSize), func(piece memory.Range) error {
+		dst, err := r.mem.Writable(piece.Start, piece.Size)
+		if err != nil {
+			return err
+		}
+		err = r.pages.ReadPages(piece.Start.GFN(), dst)
+		r.mem.Wrote(piece.Start, piece.Size)
+		return err
+	})
+}
+
+// pieces cuts ranges into pieces of at most size bytes.
+func pieces(ranges []memory.Range, size uint64) []memory.Range {
+	var all []memory.Range
+	for _, r := range ranges {
+		for at := r.Start; at < r.End(); at += memory.GPA(size) {
+			all = append(all, memory.Range{Start: at, Size: min(size, uint64(r.End()-at))})
+		}
+	}
+	return all
+}
+
+// eachPiece calls do with every piece, in ascending order of their begin, on so
+// many goroutines, until one call fails or the context ends.
+func eachPiece(ctx context.Context, hands int, all []memory.Range, do func(memory.Range) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(hands, len(all)) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(all) {
+					return
+				}
+				if err := do(all[i]); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// run does what goes on beside the guest until ctx ends. It begins anew where it
+// was, and does nothing when all is done.
+func (r *restored) run(ctx context.Context) {
+	if r.done.Load() || !r.recordFor(ctx) {
+		return
+	}
+	if r.missing != nil && !r.missing.Done() {
+		switch err := r.missing.Run(ctx, fetchRate); {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			r.log.Warn("a part of guest memory cannot be had; the guest ends when it needs it", "err", err, "bytes", r.missing.Stats().Waiting)
+			return
+		}
+	}
+	r.prefetch.Wait()
+	if r.teach(ctx) {
+		r.finish()
+	}
+}
+
+// complete fetches what is missing at once, and teaches all names: for a save,
+// which looks at all of memory.
+func (r *restored) complete(ctx context.Context) error {
+	if r.missing != nil {
+		if err := r.missing.Run(ctx, 0); err != nil {
+			return err
+		}
+	}
+	r.teach(ctx)
+	return context.Cause(ctx)
+}
+
+// finish lets the snapshot go, and the memory that it takes to know it: what is
+// mapped needs neither.
+func (r *restored) finish() {
+	r.done.Store(true)
+	if err := r.end(); err != nil {
+		r.log.Warn("close the snapshot that was restored", "err", err)
+	}
+}
+
+// end closes the snapshot. Twice is once.
+func (r *restored) end() error {
+	r.teaching.Lock()
+	defer r.teaching.Unlock()
+	if r.snapshot == nil {
+		return nil
+	}
+	if r.pages != nil {
+		r.pages.Close()
+	}
+	err := r.snapshot.Close()
+	r.snapshot, r.layers = nil, nil
+	return err
+}
+
+// close ends everything. Nobody touches memory any more.
+func (r *restored) close() error {
+	if r.stop != nil {
+		r.stop()
+	}
+	r.prefetch.Wait()
+	var errs []error
+	errs = append(errs, r.endRecord())
+	if r.missing != nil {
+		errs = append(errs, r.missing.Close())
+	}
+	return errors.Join(append(errs, r.end())...)
+}
+
+// stats is what became of memory.
+func (r *restored) stats() *api.RestoreStats {
+	s := &api.RestoreStats{Mode: r.mode.String(), MappedBytes: r.mapped, CopiedBytes: r.copied}
+	if r.missing != nil {
+		m := r.missing.Stats()
+		s.CopiedBytes, s.MissingBytes, s.Faults = s.CopiedBytes+m.Copied, m.Waiting, m.Faults
+	}
+	return s
+}
+
+// memoryFailed hears that a page of memory that the guest or a device waits for
+// cannot be had. The guest cannot go on.
+func (m *VM) memoryFailed(err error) {
+	err = fmt.Errorf("guest memory cannot be restored: %w", err)
+	if !m.memoryError.CompareAndSwap(nil, &err) {
+		return
+	}
+	go func() {
+		m.mu.Lock()
+		made := m.state != api.Created
+		m.mu.Unlock()
+		if made {
+			m.end(Exit{Reason: ExitFailed, Err: err})
+		}
+	}()
+}
+
+// explain returns why a vCPU that could not touch memory really failed.
+func (m *VM) explain(err error) error {
+	if known := m.memoryError.Load(); known != nil {
+		return *known
+	}
+	if r := m.restored; r != nil && r.mapped > 0 && errors.Is(err, unix.EFAULT) {
+		return fmt.Errorf("%w: guest memory is mapped from the snapshot %s and the disks below it, one of which may have been cut short: check with 'ditto snapshot verify'", err, r.dir)
+	}
+	return err
+}
