@@ -218,17 +218,24 @@ func (w *Writer) hold(ctx context.Context, pages *memory.PageSet) error {
 	h := &held{pages: pages}
 	room := w.room
 	for r := range pages.Runs() {
-		for r.Size > 0 { // in pieces that all cores can share
-			n := min(r.Size, batchPages*memory.PageSize)
-			h.runs = append(h.runs, heldRun{memory.Range{Start: r.Start, Size: n}, room[:n:n]})
-			room, r.Start, r.Size = room[n:], r.Start+memory.GPA(n), r.Size-n
-		}
+		h.runs = append(h.runs, heldRun{r, room[:r.Size:r.Size]})
+		room = room[r.Size:]
 	}
 	w.held = h
-	return parallel(ctx, runtime.NumCPU(), len(h.runs), func(_ context.Context, _, i int) error {
-		src, err := w.o.Space.View(h.runs[i].Start, h.runs[i].Size)
-		copy(h.runs[i].bytes, src)
-		return err
+	rows := batches(pages) // pieces that all cores can share
+	return parallel(ctx, runtime.NumCPU(), len(rows), func(_ context.Context, _, i int) error {
+		for _, r := range rows[i] {
+			src, err := w.o.Space.View(r.Start, r.Size)
+			if err != nil {
+				return err
+			}
+			dst, err := h.view(r.Start, r.Size)
+			if err != nil {
+				return err
+			}
+			copy(dst, src)
+		}
+		return nil
 	})
 }
 

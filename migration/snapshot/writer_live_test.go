@@ -267,3 +267,30 @@ func TestChangedLayer(t *testing.T) {
 		t.Errorf("stamp %+v", got)
 	}
 }
+
+// TestHeldInPieces: a copy is stored in other pieces than it was made in.
+func TestHeldInPieces(t *testing.T) {
+	s := newScene(t, 74, 16<<20)
+	w := s.create("snap", s.options(None))
+	all := s.space.NewPageSet()
+	all.Add(0, s.space.Size())
+	ctx := context.Background()
+	if err := w.AddMap(ctx, s.pass(true), all); err != nil {
+		t.Fatal(err)
+	}
+	written := s.space.NewPageSet()
+	for gfn := range memory.GFN(1000) {
+		if gfn%300 != 299 { // runs of more than a batch
+			s.fill(s.page(gfn + 1))
+			written.Add((gfn + 1).GPA(), memory.PageSize)
+		}
+	}
+	w.Prepare(1 << 20)
+	if err := w.Capture(ctx, Capture{Dirty: written}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Commit(ctx, testSections); err != nil {
+		t.Fatal(err)
+	}
+	s.checkLoad(s.open("snap"))
+}
