@@ -288,3 +288,47 @@ func TestLayerChanged(t *testing.T) {
 		t.Errorf("plan without the layer: %v", err)
 	}
 }
+
+// TestRemovedWhileOpen: a snapshot that is open stays whole, though its folder
+// goes; of its layers those that were read.
+func TestRemovedWhileOpen(t *testing.T) {
+	for _, c := range []Compression{None, Zstd} {
+		s, dir := small(t, c)
+		snap, err := Open(dir, OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := snap.Verify(context.Background(), LoadOptions{}); err != nil {
+			t.Errorf("%s: %v", c, err)
+		}
+		os.Remove(s.path)
+		s.checkLoad(snap)
+		if _, err := Open(dir, OpenOptions{}); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: open once more: %v", c, err)
+		}
+		snap.Close()
+	}
+}
+
+// TestTruncatedWhileOpen: what is cut short after it was opened is noticed when it
+// is read.
+func TestTruncatedWhileOpen(t *testing.T) {
+	for _, name := range []string{PagesName, PageMapName} {
+		_, dir := small(t, None)
+		snap, err := Open(dir, OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Truncate(filepath.Join(dir, name), 0)
+		if err := snap.Verify(context.Background(), LoadOptions{}); err == nil {
+			t.Errorf("%s: nobody noticed", name)
+		}
+		if err := snap.Load(context.Background(), newSpace(t, snap.m.Memory.Size), LoadOptions{}); err == nil {
+			t.Errorf("%s: it was loaded", name)
+		}
+		snap.Close()
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/adrg/xdg"
 	"github.com/spf13/cobra"
 
 	"ditto.vm/images/chain"
@@ -22,9 +23,10 @@ func (e *Env) snapshotRemoveCommand() *cobra.Command {
 		Long: `Remove snapshots. One that is the parent of another is not removed: others are looked
 for in the folder around it, and below it, and in those that --search names.
 
-The disks that a snapshot froze stay. For each it is said which overlays and which
-other snapshots in these folders still need it; if there are none, and no machine
-uses it, it may be removed, or written again after 'chmod u+w'.`,
+The disks that a snapshot froze stay. For each it is said which other snapshots in
+these folders need it, and which overlays beside it, in these folders, and of restored
+machines. If there are none, and no machine uses it, it may be removed, or written
+again after 'chmod u+w'.`,
 		Example: `  ditto snapshot rm /var/snap/web1 /var/snap/web2
   ditto snapshot rm /var/snap/web1 --search /srv/more-snapshots`,
 		Args:              cobra.MinimumNArgs(1),
@@ -85,7 +87,7 @@ func (e *Env) removeSnapshot(s snapshot.Entry, folders []string) error {
 		if err != nil || !info.Mode().IsRegular() || info.Mode()&0o222 != 0 {
 			continue // not frozen, or not there
 		}
-		users := overlaysOf(info, append([]string{filepath.Dir(path)}, folders...))
+		users := overlaysOf(info, slices.Concat([]string{filepath.Dir(path)}, folders, overlayFolders()))
 		for _, other := range around {
 			if other.Manifest != nil && slices.ContainsFunc(other.Manifest.Layers, func(o snapshot.Layer) bool { return o.ID == l.ID }) {
 				users = append(users, other.Path)
@@ -136,6 +138,16 @@ func overlaysOf(image os.FileInfo, folders []string) []string {
 	}
 	slices.Sort(found)
 	return slices.Compact(found)
+}
+
+// overlayFolders are those that restored machines have their overlays in, unless
+// they were given others.
+func overlayFolders() []string {
+	found, err := filepath.Glob(filepath.Join(xdg.DataHome, "ditto", "*"))
+	if err != nil {
+		return nil // the folder's name looks like a pattern
+	}
+	return found
 }
 
 // isOn reports whether the file at path is an image that is stacked on another.
