@@ -221,23 +221,25 @@ func sweepOne(path string) error {
 // onlyOurs fails when a folder holds what neither a snapshot does nor a folder of
 // snapshots and their layers.
 func onlyOurs(path string) error {
+	return onlyThese(path, func(e fs.DirEntry) bool {
+		return slices.Contains(fileNames, e.Name()) || e.IsDir() && (e.Name() == LayersName || onlyFiles(filepath.Join(path, e.Name())) == nil)
+	})
+}
+
+// onlyFiles fails when a folder holds more than the files of a snapshot.
+func onlyFiles(path string) error {
+	return onlyThese(path, func(e fs.DirEntry) bool { return slices.Contains(fileNames, e.Name()) })
+}
+
+func onlyThese(path string, ours func(fs.DirEntry) bool) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		switch {
-		case slices.Contains(fileNames, e.Name()), e.IsDir() && e.Name() == LayersName:
-		case e.IsDir() && onlyFiles(filepath.Join(path, e.Name())):
-		default:
+		if !ours(e) {
 			return fmt.Errorf("%s holds %s, which is of no snapshot: remove it by hand", path, e.Name())
 		}
 	}
 	return nil
-}
-
-// onlyFiles reports whether a folder holds no more than the files of a snapshot.
-func onlyFiles(path string) bool {
-	entries, err := os.ReadDir(path)
-	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(fileNames, e.Name()) })
 }

@@ -108,7 +108,7 @@ func Remove(path string, folders ...string) error {
 		err = refuse(doomed, append(folders, filepath.Dir(path)))
 	} else {
 		// One that cannot be read is no use as a parent; but is it one?
-		err = onlyOurs(path)
+		err = onlyFiles(path)
 	}
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", path, err)

@@ -87,6 +87,17 @@ func TestRemove(t *testing.T) {
 	if err := Remove(at("web")); err == nil {
 		t.Error("what is no snapshot was removed")
 	}
+	// A folder of snapshots, and one in which something else is.
+	s.save("snap", s.options(None), Capture{})
+	os.Mkdir(at("folder"), 0o700)
+	os.Rename(at("snap"), filepath.Join(at("folder"), "snap"))
+	if err := Remove(at("folder")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder of snapshots: %v", err)
+	}
+	os.WriteFile(filepath.Join(at("folder"), ManifestName), []byte("{}"), 0o600)
+	if err := Remove(at("folder")); err == nil {
+		t.Error("a folder was removed with the snapshots in it")
+	}
 	// A snapshot that cannot be read can be removed.
 	s.save("snap", s.options(None), Capture{})
 	os.WriteFile(filepath.Join(at("snap"), ManifestName), []byte("{}"), 0o600)
