@@ -14,6 +14,7 @@ import (
 	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/cmd/ditto/internal/vmproc"
 	"ditto.vm/migration/snapshot"
+	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/registry"
@@ -56,14 +57,14 @@ func replaceForwards(c *config.Config, texts []string) error {
 }
 
 // mode is how memory comes back.
-func (f *restoreFlags) mode() vmproc.RestoreMode {
+func (f *restoreFlags) mode() vmm.RestoreMode {
 	switch {
 	case f.eager:
-		return vmproc.RestoreEager
+		return vmm.RestoreEager
 	case f.prefetch:
-		return vmproc.RestorePrefetch
+		return vmm.RestorePrefetch
 	}
-	return vmproc.RestoreLazy
+	return vmm.RestoreLazy
 }
 
 // overlayDir is the folder of the machines' overlays.

@@ -277,9 +277,9 @@ func TestRestore(t *testing.T) {
 		name  string
 		want  vmproc.Restore
 	}{
-		{nil, "web", vmproc.Restore{Mode: vmproc.RestoreLazy}},
-		{[]string{"--name", "other", "--eager"}, "other", vmproc.Restore{Mode: vmproc.RestoreEager}},
-		{[]string{"--prefetch"}, "web", vmproc.Restore{Mode: vmproc.RestorePrefetch}},
+		{nil, "web", vmproc.Restore{Mode: vmm.RestoreLazy}},
+		{[]string{"--name", "other", "--eager"}, "other", vmproc.Restore{Mode: vmm.RestoreEager}},
+		{[]string{"--prefetch"}, "web", vmproc.Restore{Mode: vmm.RestorePrefetch}},
 	} {
 		done := h.background(append([]string{"restore", dir, "--sandbox=off", "--overlay-dir", data}, test.flags...)...)
 		got := <-h.restored

@@ -4,24 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 
+	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/images/chain"
 	"ditto.vm/migration/snapshot"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/registry"
-)
-
-// RestoreMode is how the memory of a restored machine comes back.
-type RestoreMode string
-
-// The modes.
-const (
-	RestoreLazy     RestoreMode = "lazy"     // when the guest touches it
-	RestoreEager    RestoreMode = "eager"    // before the guest runs
-	RestorePrefetch RestoreMode = "prefetch" // first what was touched first before
 )
 
 // Restore says how a machine comes out of a snapshot. The disks of its
@@ -32,7 +25,7 @@ type Restore struct {
 	// ID is what it was when the configuration was read from it.
 	ID snapshot.ID `json:"id"`
 	// Mode is how memory comes back.
-	Mode RestoreMode `json:"mode"`
+	Mode vmm.RestoreMode `json:"mode"`
 	// Overlays is the folder that has one for each machine, with the overlays
 	// that it writes to.
 	Overlays string `json:"overlays"`
@@ -56,22 +49,26 @@ func (r Restore) build(ctx context.Context, cfg config.Config, s Surroundings) (
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, snap.Close()) }()
 	if snap.ID() != r.ID {
-		return nil, fmt.Errorf("snapshot %s was replaced by another meanwhile", r.Dir)
+		return nil, errors.Join(exit.Errorf(exit.Snapshot, "snapshot %s was replaced by another meanwhile", r.Dir), snap.Close())
 	}
-	relocate(&cfg, snap)
-	made, err := newOverlays(filepath.Join(r.Overlays, cfg.Name), &cfg)
+	var made *overlays
+	if err = relocate(&cfg, snap); err == nil {
+		made, err = newOverlays(filepath.Join(r.Overlays, cfg.Name), &cfg)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, snap.Close())
 	}
-	m, err := vmm.Restore(ctx, cfg, snap.Sections(), loader(ctx, snap.Load), vmm.RestoreOptions{
-		Options:         vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}, Version: s.Version},
-		NewGenerationID: true,
-		NewMACs:         true,
+	m, err := vmm.RestoreSnapshot(ctx, snap, vmm.SnapshotOptions{
+		RestoreOptions: vmm.RestoreOptions{
+			Options:         vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}, Version: s.Version},
+			NewGenerationID: true,
+			NewMACs:         true,
+		},
+		Mode: r.Mode, WorkingSet: r.workingSet(s.Log), Config: cfg,
 	})
 	if err != nil {
-		return nil, errors.Join(err, made.remove())
+		return nil, errors.Join(advise(err), made.remove())
 	}
 	if r.Temporary {
 		if err := made.remove(); err != nil {
@@ -81,9 +78,35 @@ func (r Restore) build(ctx context.Context, cfg config.Config, s Surroundings) (
 	return &restored{vm{VM: m, surroundings: s, disks: disksOf(cfg, r.Temporary)}}, nil
 }
 
+// workingSet opens the file that the first restore of a snapshot records in, for
+// later ones to prefetch. Where it cannot, none is recorded.
+func (r Restore) workingSet(log *slog.Logger) *os.File {
+	if r.Mode != vmm.RestoreLazy {
+		return nil
+	}
+	f, err := snapshot.CreateWorkingSet(r.Dir)
+	if err != nil {
+		log.Info("what the guest touches first is not recorded", "err", err)
+	}
+	return f
+}
+
+// advise adds to the failure of a network what another machine may have taken.
+func advise(err error) error {
+	var failed *vmm.NetError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	if failed.Mode == config.NetUser {
+		return fmt.Errorf("%w: say other ports with -p, or -p none", err)
+	}
+	return fmt.Errorf("%w: say another network with --net", err)
+}
+
 // relocate points the configuration to where its files are now: a snapshot that
-// came from another host has them beside it.
-func relocate(cfg *config.Config, snap *snapshot.Snapshot) {
+// came from another host has them beside it. Disks must be what they were: what
+// the guest knows of them is in its memory.
+func relocate(cfg *config.Config, snap *snapshot.Snapshot) error {
 	for _, path := range []*string{&cfg.Kernel, &cfg.Initrd} {
 		if found, _, ok := snap.Locate(*path); ok && filepath.IsAbs(*path) {
 			*path = found
@@ -92,10 +115,36 @@ func relocate(cfg *config.Config, snap *snapshot.Snapshot) {
 	cfg.Disks = slices.Clone(cfg.Disks)
 	for i := range cfg.Disks {
 		d := &cfg.Disks[i]
-		if found, l, ok := snap.Locate(d.Path); ok {
-			d.Path, d.Format = found, chain.Format(l.Format)
+		found, l, ok := snap.Locate(d.Path)
+		if !ok {
+			continue
 		}
+		if found == d.Path { // where it was; what was brought here was checked then
+			if err := unchanged(snap.Dir(), l); err != nil {
+				return fmt.Errorf("disk %d: %w", i, err)
+			}
+		}
+		d.Path, d.Format = found, chain.Format(l.Format)
 	}
+	return nil
+}
+
+// unchanged checks that nobody has written a frozen image, nor what it is stacked
+// on.
+func unchanged(dir string, l snapshot.Layer) error {
+	f, err := snapshot.OpenLayer(dir, l)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	now, err := f.Stamp()
+	if err != nil {
+		return err
+	}
+	if l.Stamp != (snapshot.Stamp{}) && (now.Size != l.Stamp.Size || now.Mtime != l.Stamp.Mtime) {
+		return fmt.Errorf("%w: %s was written since the snapshot was taken: put back the file as it was, or a copy that kept its times", snapshot.ErrLayer, l.Path)
+	}
+	return nil
 }
 
 // restored is a machine that goes on where it was saved.
@@ -114,9 +163,4 @@ func disksOf(cfg config.Config, temporary bool) []registry.Disk {
 		})
 	}
 	return disks
-}
-
-// loader fills memory by load.
-func loader[M any](ctx context.Context, load func(context.Context, M, snapshot.LoadOptions) error) func(M) error {
-	return func(m M) error { return load(ctx, m, snapshot.LoadOptions{}) }
 }
