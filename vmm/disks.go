@@ -47,6 +47,8 @@ func (m *VM) ResizeDisk(n int, bytes uint64) error {
 	switch {
 	case m.closed || m.state == api.Stopped:
 		return fmt.Errorf("resize disk %d: VM is %s: %w", n, m.state, api.ErrWrongState)
+	case m.saving:
+		return fmt.Errorf("resize disk %d: the VM is being saved: %w", n, api.ErrWrongState)
 	case n < 0 || n >= len(m.disks):
 		return fmt.Errorf("no disk %d: %w", n, api.ErrNotSupported)
 	}

@@ -179,7 +179,7 @@ func TestLinuxNamesATree(t *testing.T) {
 			if share(named, holding) < 95 {
 				t.Errorf("%d of %d pages are named (%.1f %%), %d names are proven: want 95 %%; %+v", named, holding, share(named, holding), proven, m.naming.Stats())
 			}
-			all, err := m.namePages(t.Context(), true)
+			all, err := m.namePages(t.Context(), true, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -216,7 +216,7 @@ func TestLinuxNamesByIndex(t *testing.T) {
 	m := pausedAt(t, c, 0)
 	disk := layerOf(t, m, tr.image)
 	_, recorded, _ := tr.count(t, m, disk, m.naming.Table().At)
-	all, err := m.namePages(t.Context(), true)
+	all, err := m.namePages(t.Context(), true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,12 +21,26 @@ type looks struct {
 	under   sync.WaitGroup
 }
 
-// begin registers a look. Its context ends with ctx, or when the VM is closed;
-// done must be called when memory is not looked at any more.
+// begin registers a look and waits for its turn. Its context ends with ctx, or
+// when the VM is closed; done must be called when memory is not looked at any
+// more.
 func (l *looks) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	ctx, leave, err := l.enter(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.turn.Lock()
+	return ctx, func() {
+		l.turn.Unlock()
+		leave()
+	}, nil
+}
+
+// enter is begin for who looks beside others.
+func (l *looks) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.closed {
-		l.mu.Unlock()
 		return nil, nil, fmt.Errorf("look at memory: the VM is closed: %w", api.ErrWrongState)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -37,11 +51,7 @@ func (l *looks) begin(ctx context.Context) (_ context.Context, done func(), err 
 	l.next++
 	l.cancels[id] = cancel
 	l.under.Add(1)
-	l.mu.Unlock()
-
-	l.turn.Lock()
 	return ctx, func() {
-		l.turn.Unlock()
 		cancel()
 		l.mu.Lock()
 		delete(l.cancels, id)

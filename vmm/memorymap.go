@@ -40,7 +40,7 @@ func (m *VM) pageNames(ctx context.Context, full, still bool) (*names.Map, error
 		return nil, err
 	}
 	if full {
-		return m.namePages(ctx, still)
+		return m.namePages(ctx, still, nil)
 	}
 	table, layers := m.book()
 	return names.Sketch(m.mem, table, layers)

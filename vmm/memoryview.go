@@ -3,7 +3,6 @@ package vmm
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"time"
 
 	"ditto.vm/memory"
@@ -72,7 +71,7 @@ func (m *VM) summarize(ctx context.Context, full, still bool) (names.Summary, na
 		return names.Summary{}, names.PassStats{}, nil, err
 	}
 	if full {
-		all, err := m.namePages(ctx, still)
+		all, err := m.namePages(ctx, still, nil)
 		if err != nil {
 			return names.Summary{}, names.PassStats{}, nil, err
 		}
@@ -84,16 +83,16 @@ func (m *VM) summarize(ctx context.Context, full, still bool) (names.Summary, na
 }
 
 // namePages passes over all of memory, and keeps what it finds. A running guest
-// keeps half of the cores.
-func (m *VM) namePages(ctx context.Context, still bool) (*names.Map, error) {
+// keeps half of the cores. progress hears how many bytes are done, if not nil.
+func (m *VM) namePages(ctx context.Context, still bool, progress func(done, total uint64)) (*names.Map, error) {
 	if m.naming != nil {
 		m.naming.CheckIndexes()
 	}
 	for {
 		table, layers := m.book()
-		pass := names.Pass{Space: m.mem, Table: table, Layers: layers, Running: !still}
+		pass := names.Pass{Space: m.mem, Table: table, Layers: layers, Running: !still, Progress: progress}
 		if !still {
-			pass.Workers = max(1, runtime.NumCPU()/2)
+			pass.Workers = liveWorkers()
 		}
 		all, err := pass.Run(ctx)
 		switch {

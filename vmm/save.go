@@ -1,9 +1,22 @@
 package vmm
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
+	"ditto.vm/images/chain"
+	"ditto.vm/images/disk"
+	"ditto.vm/memory"
 	"ditto.vm/migration/snapshot"
+	"ditto.vm/vmm/api"
+	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/naming"
 	"ditto.vm/vmm/savehost"
 )
 
@@ -67,4 +80,322 @@ type SaveReport struct {
 	Overlays []string `json:"overlays"`
 	// Parent is the parent's identity, "" for none.
 	Parent string `json:"parent,omitempty"`
+}
+
+// Save makes a snapshot of the VM, by default while it runs:
+//
+//	prepare   the parent is opened, overlays are made        guest runs
+//	memory    all is armed, named and stored; what is
+//	          written meanwhile is stored in rounds          guest runs
+//	pause     state; what was written last; disks are
+//	          frozen under their overlays                    some milliseconds
+//	commit    digests, fsync, manifest, name                 guest runs
+//
+// A VM that is paused already is saved as it is and stays so. Whatever fails, and
+// a context that ends, leaves the VM as it was, its disks without overlays, and
+// nothing of a snapshot. One save runs at a time: another fails with
+// [snapshot.ErrBusy].
+//
+// The configuration in the manifest names the disks as they were frozen; what
+// runs on from the snapshot puts overlays of its own on them.
+func (m *VM) Save(ctx context.Context, host SaveHost, o SaveOptions) (SaveReport, error) {
+	began := time.Now()
+	s := &saving{m: m, host: host, o: o}
+	report, err := s.save(ctx)
+	if err != nil {
+		return SaveReport{}, fmt.Errorf("save: %w", err)
+	}
+	report.Took = time.Since(began)
+	return report, nil
+}
+
+// saving is a save under way.
+type saving struct {
+	m    *VM
+	host SaveHost
+	o    SaveOptions
+
+	parent *snapshot.Snapshot // nil for none
+	w      *snapshot.Writer
+	tops   []*top
+
+	armed  bool // all of memory is
+	mapped bool // the writer has the map
+	// expected is how many pages may be written when the VM is paused.
+	expected uint64
+	// dirty are pages that were written, or have lost their names, and are not
+	// stored since; lost are those of the second kind that are not dirty yet.
+	dirty, lost *memory.PageSet
+	sections    []snapshot.Section
+
+	paused struct { // by this save
+		ours  bool
+		calls int // of Pause, then
+		since time.Time
+	}
+	report SaveReport
+}
+
+// top is a disk that the guest writes.
+type top struct {
+	n       int // of the disk
+	disk    *vmDisk
+	overlay savehost.Overlay
+	// frozen: the disk is, under the overlay unless the VM is to end.
+	frozen bool
+}
+
+func (s *saving) save(ctx context.Context) (SaveReport, error) {
+	ctx, done, err := s.begin(ctx)
+	if err != nil {
+		return SaveReport{}, errors.Join(err, s.host.Abort())
+	}
+	defer done()
+	if err := s.run(ctx); err != nil {
+		return SaveReport{}, errors.Join(err, s.undo(context.WithoutCancel(ctx)))
+	}
+	if s.o.Stop {
+		s.m.end(Exit{Reason: ExitSaved})
+	}
+	return s.report, nil
+}
+
+func (s *saving) run(ctx context.Context) error {
+	// A guest that ends while its memory is stored is not saved; one that ends
+	// after it was captured is.
+	alive, done := s.whileAlive(ctx)
+	defer done()
+	s.tell(SavePrepare, 0, 0)
+	if err := s.prepare(alive); err != nil {
+		return err
+	}
+	s.tell(SaveMemory, 0, s.m.mem.Size())
+	if err := s.storeMemory(alive); err != nil {
+		return err
+	}
+	s.tell(SavePause, 0, 0)
+	if err := s.capture(alive); err != nil {
+		return err
+	}
+	s.tell(SaveCommit, 0, 0)
+	return s.commit(ctx)
+}
+
+func (s *saving) tell(phase SavePhase, done, total uint64) {
+	if s.o.Progress != nil {
+		s.o.Progress(SaveProgress{phase, done, total})
+	}
+}
+
+// begin makes this the only save. What works beside the guest stands still until
+// done is called: the prover arms frames, and so forgets writes that the save has
+// not collected yet, and the keeper of large frames makes all of a frame count as
+// written.
+func (s *saving) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	m := s.m
+	ctx, leave, err := m.looks.enter(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.saving:
+		err = snapshot.ErrBusy
+	case m.state != api.Running && m.state != api.Paused:
+		err = fmt.Errorf("VM is %s: %w", m.state, api.ErrWrongState)
+	}
+	if err != nil {
+		leave()
+		return nil, nil, err
+	}
+	m.saving = true
+	m.holdBackground()
+	return ctx, func() {
+		s.release()
+		m.mu.Lock()
+		m.saving = false
+		m.releaseBackground()
+		m.mu.Unlock()
+		leave()
+	}, nil
+}
+
+// release gives back what the save armed and opened.
+func (s *saving) release() {
+	var err error
+	if s.armed {
+		err = s.disarm()
+	}
+	if s.parent != nil {
+		err = errors.Join(err, s.parent.Close())
+	}
+	if err != nil {
+		s.m.log.Warn("after a snapshot was saved", "err", err)
+	}
+}
+
+// disarm lets the guest write again without being noticed, where names do not
+// need that.
+func (s *saving) disarm() error {
+	m := s.m
+	if m.naming != nil {
+		m.naming.Table().Follow(nil)
+		return m.naming.Release()
+	}
+	var errs []error
+	for _, r := range m.mem.Regions() {
+		errs = append(errs, m.tracker.Disarm(r.Range))
+	}
+	return errors.Join(errs...)
+}
+
+// errEnded: there is nothing left to be saved.
+var errEnded = fmt.Errorf("the guest has ended: %w", api.ErrWrongState)
+
+// whileAlive returns a context that ends with the guest too.
+func (s *saving) whileAlive(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-s.m.ended:
+			cancel(errEnded)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		watching.Wait()
+	}
+}
+
+// prepare does what can fail before memory is looked at.
+func (s *saving) prepare(ctx context.Context) error {
+	if err := s.openParent(); err != nil {
+		return err
+	}
+	if s.o.Paused {
+		s.m.mu.Lock()
+		err := s.stand(ctx)
+		s.m.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.freezeFiles(ctx); err != nil {
+		return err
+	}
+	return s.createWriter()
+}
+
+func (s *saving) openParent() error {
+	if s.o.Parent == "" {
+		return nil
+	}
+	var err error
+	s.parent, err = snapshot.Open(s.o.Parent, snapshot.OpenOptions{
+		OpenFile: s.host.OpenSnapshotFile,
+		FindParent: func(dir string, p snapshot.Parent) (string, error) {
+			return savehost.ParentDir(dir, p), nil
+		},
+	})
+	if err == nil {
+		s.report.Parent = s.parent.ID().String()
+	}
+	return err
+}
+
+// freezeFiles has the host mark the disks' files as immutable and make overlays
+// on them. The machine writes the files until it stacks the overlays.
+func (s *saving) freezeFiles(ctx context.Context) error {
+	m := s.m
+	for n := range m.disks {
+		d := &m.disks[n]
+		if d.image.ReadOnly() {
+			continue
+		}
+		if !s.o.Stop && len(d.image.Layers()) >= chain.MaxDepth {
+			return fmt.Errorf("disk %d, %s, is a stack of %d images, the most there may be: merge some with 'ditto image commit' when the machine is off", n, d.image.Path(), chain.MaxDepth)
+		}
+		below, err := filepath.Abs(d.image.Path())
+		if err != nil {
+			return err
+		}
+		t := &top{n: n, disk: d, overlay: savehost.Overlay{FD: -1, Buffered: -1}}
+		s.tops = append(s.tops, t)
+		t.overlay, err = s.host.Overlay(ctx, savehost.OverlayRequest{
+			Disk: n, Below: below, Format: d.image.Layers()[0].Format(), Size: d.image.Size(),
+			Direct: d.image.Cache() == disk.CacheNone, FreezeOnly: s.o.Stop,
+		})
+		if err != nil {
+			t.overlay = savehost.Overlay{FD: -1, Buffered: -1}
+			return err
+		}
+	}
+	if m.naming != nil && !m.naming.Room(len(s.tops)) {
+		return errors.New("the machine has had too many disk layers to name memory by: restart it")
+	}
+	return nil
+}
+
+func (s *saving) createWriter() error {
+	m := s.m
+	described, err := m.describe()
+	if err != nil {
+		return err
+	}
+	layers, err := m.layerSources()
+	if err != nil {
+		return err
+	}
+	s.w, err = snapshot.Create(s.host, snapshot.Options{
+		Space: m.mem, Ditto: m.version, Config: described, Layers: layers,
+		Parent: s.parent, ParentPath: s.o.ParentPath, Compression: s.o.Compression,
+		Workers: liveWorkers(), Progress: s.stored,
+	})
+	return err
+}
+
+// describe returns what the VM was made of, in JSON, with the disks that it has
+// now.
+func (m *VM) describe() (json.RawMessage, error) {
+	c := m.cfg
+	c.Disks, c.Nets = slices.Clone(c.Disks), append([]config.Net{}, c.Nets...)
+	for i := range c.Disks {
+		top := m.disks[i].image.Layers()[0]
+		path, err := filepath.Abs(top.Path())
+		if err != nil {
+			return nil, err
+		}
+		c.Disks[i].Path, c.Disks[i].Format = path, top.Format()
+	}
+	return json.Marshal(c)
+}
+
+// layerSources are the layers that pages may be named by once the disks are
+// frozen.
+func (m *VM) layerSources() ([]snapshot.LayerSource, error) {
+	if m.naming != nil {
+		return m.naming.Sources(), nil
+	}
+	var images []*chain.Chain
+	for _, d := range m.disks {
+		images = append(images, d.image)
+	}
+	return naming.Declare(images...)
+}
+
+// commit makes the snapshot whole.
+func (s *saving) commit(ctx context.Context) error {
+	id, err := s.w.Commit(ctx, s.sections)
+	if err != nil {
+		return err
+	}
+	s.report.ID, s.report.Holds, s.report.Stored = id, s.w.Manifest().Holds, s.w.Stored()
+	s.report.Overlays = make([]string, len(s.m.disks))
+	for _, t := range s.tops {
+		s.report.Overlays[t.n] = t.overlay.Path
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"ditto.vm/guest/boot"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
+	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/naming"
 )
 
@@ -179,6 +180,7 @@ func (m *VM) ringFull() error {
 // does, so that whoever looks at a paused guest's memory sees it at rest.
 type background struct {
 	cancel context.CancelFunc // nil while it stands still
+	held   bool               // it stands still whatever the guest does
 	done   sync.WaitGroup
 	loaded []boot.FileRange // to be named after the files it was loaded from
 }
@@ -187,7 +189,7 @@ type background struct {
 // Preconditions: mu is held and the guest runs, or is about to.
 func (m *VM) startBackground() {
 	b := &m.background
-	if b.cancel != nil {
+	if b.cancel != nil || b.held {
 		return
 	}
 	var ctx context.Context
@@ -227,4 +229,19 @@ func (m *VM) stopBackground() {
 	}
 	b.done.Wait()
 	b.cancel = nil
+}
+
+// holdBackground lets it stand still even while the guest runs. Preconditions: mu
+// is held.
+func (m *VM) holdBackground() {
+	m.background.held = true
+	m.stopBackground()
+}
+
+// releaseBackground undoes holdBackground. Preconditions: mu is held.
+func (m *VM) releaseBackground() {
+	m.background.held = false
+	if m.state == api.Running {
+		m.startBackground()
+	}
 }

@@ -78,6 +78,8 @@ type VM struct {
 	resets    int
 	endReason *Exit       // set by the first request to end
 	saved     *savedState // what a restored VM begins with; nil once it ran
+	saving    bool        // a save is under way
+	parting   bool        // it is saved, and ends unless that fails
 
 	pauseCalls int // of Pause
 	resumes    int
@@ -108,6 +110,7 @@ const (
 	ExitKilled   ExitReason = "killed"   // the user ended it
 	ExitFailed   ExitReason = "error"    // it could not go on
 	ExitStatus   ExitReason = "status"   // a payload ended with a status
+	ExitSaved    ExitReason = "saved"    // it was saved, to go on from there
 )
 
 // Exit says how a guest ended.
@@ -217,6 +220,9 @@ func (m *VM) resume(ctx context.Context) error {
 	case api.Paused:
 	default:
 		return fmt.Errorf("resume: VM is %s: %w", m.state, api.ErrWrongState)
+	}
+	if m.parting {
+		return fmt.Errorf("resume: VM is saved and about to end: %w", api.ErrWrongState)
 	}
 	if err := m.beginTime(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)

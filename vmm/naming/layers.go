@@ -17,6 +17,7 @@ type source struct {
 	id     names.LayerID
 	disk   *chain.Layer // nil for a file
 	path   string       // absolute
+	size   int64        // of a file, in bytes
 	format string
 	// identity is by content when that is known, and otherwise drawn for as long
 	// as the machine lives.
@@ -34,6 +35,14 @@ func (s *source) stamp() (layer.Stamp, error) {
 	stamp, err := s.disk.Stamp()
 	stamp.Size = sizeOf(s.disk)
 	return stamp, err
+}
+
+// length is the size of a layer in bytes.
+func (s *source) length() int64 {
+	if s.disk == nil {
+		return s.size
+	}
+	return sizeOf(s.disk)
 }
 
 // sizeOf is the size of a layer in bytes. The zeros that fill the last sector of
@@ -99,7 +108,7 @@ func (n *Naming) addLayer(l *chain.Layer, index *guardedIndex, immutable bool) (
 
 // addFile makes a file known that is loaded into memory.
 func (n *Naming) addFile(path string, size int64, r io.ReaderAt) (names.LayerID, error) {
-	s := &source{format: string(chain.Raw), identity: layer.NewWritten()}
+	s := &source{size: size, format: string(chain.Raw), identity: layer.NewWritten()}
 	var err error
 	if s.path, err = filepath.Abs(path); err != nil {
 		return 0, err
@@ -112,6 +121,7 @@ func (n *Naming) addFile(path string, size int64, r io.ReaderAt) (names.LayerID,
 	defer n.mu.Unlock()
 	n.sources = append(n.sources, s)
 	if err != nil {
+		s.watch = &watchedFile{bad: true}
 		n.distrust(s, err.Error())
 	} else {
 		n.watch(s, file)

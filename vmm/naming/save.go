@@ -27,7 +27,7 @@ func (n *Naming) Sources() []snapshot.LayerSource {
 			continue
 		}
 		l := snapshot.LayerSource{
-			Layer: snapshot.Layer{ID: s.identity, Path: s.path, Size: known[s.id].Size, Format: s.format},
+			Layer: snapshot.Layer{ID: s.identity, Path: s.path, Size: s.length(), Format: s.format},
 			Names: s.id, Source: known[s.id].Source,
 			Stamped: func() (snapshot.Stamp, error) { return n.stamped(s) },
 		}
@@ -42,12 +42,16 @@ func (n *Naming) Sources() []snapshot.LayerSource {
 	return all
 }
 
-// stamped returns the stamp that a layer has since it is frozen.
+// stamped returns the stamp that a layer has since it is frozen. One that was
+// changed before names nothing, and has none.
 func (n *Naming) stamped(s *source) (snapshot.Stamp, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s.watch == nil {
+	switch {
+	case s.watch == nil:
 		return snapshot.Stamp{}, errors.New("it is not frozen")
+	case s.watch.bad:
+		return snapshot.Stamp{}, nil
 	}
 	now, err := s.stamp()
 	if err != nil {
