@@ -7,6 +7,7 @@ import (
 
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 )
 
@@ -22,12 +23,14 @@ type Machine interface {
 	WriteInput(ctx context.Context, p []byte)
 	// Disks are those that the machine began with.
 	Disks() []registry.Disk
+	// A machine is saved with what a client lends.
+	remotesave.Saver
 	Close() error
 }
 
 // Exit is how a guest ended.
 type Exit struct {
-	Reason string // poweroff, reboot, panic, killed, error, status
+	Reason string // poweroff, reboot, saved, panic, killed, error, status
 	Code   int    // of package exit, or a payload's status
 	Err    error  // of reason error
 }

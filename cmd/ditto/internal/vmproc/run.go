@@ -213,8 +213,7 @@ func (p *process) serve(ctx context.Context, apiListener, consoleListener net.Li
 	defer stopInputs()
 	server := api.NewServer(p.machine, p.log)
 	server.Serve(apiListener)
-	saver, _ := p.machine.(remotesave.Saver)
-	operations := remotesave.NewServer(saver, p.log)
+	operations := remotesave.NewServer(p.machine, p.log)
 	operations.Serve(opsListener)
 	p.hub.Serve(consoleListener, func(keys []byte) { p.machine.WriteInput(inputs, keys) })
 	defer func() {

@@ -52,7 +52,7 @@ func (v *vm) Wait(ctx context.Context) (Exit, error) {
 	}
 	out := Exit{Reason: string(e.Reason), Err: e.Err}
 	switch e.Reason {
-	case vmm.ExitPowerOff, vmm.ExitReboot:
+	case vmm.ExitPowerOff, vmm.ExitReboot, vmm.ExitSaved:
 		out.Code = exit.OK
 	case vmm.ExitPanicked:
 		out.Code, out.Err = exit.Panicked, errors.New("the guest's kernel panicked")
