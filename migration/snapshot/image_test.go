@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/images/layer"
+	"ditto.vm/images/qcow2"
 	"ditto.vm/memory"
 )
 
@@ -232,5 +234,39 @@ func TestOpenFile(t *testing.T) {
 	}
 	if _, err := Open("/nowhere/snap1", OpenOptions{OpenFile: pipe}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a pipe was taken for a file: %v", err)
+	}
+}
+
+// TestExtentEnd: nothing is mapped beyond the end of a file, though it reads as
+// zeros there.
+func TestExtentEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	if err := qcow2.Create(path, qcow2.CreateOptions{Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := chain.Open(path, chain.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := bytes.Repeat([]byte("x"), memory.PageSize)
+	if err := errors.Join(c.WriteAtv([][]byte{page}, 0), c.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	e, err := c.Map(0, 1<<20)
+	if err := errors.Join(err, c.Close()); err != nil || e.Kind != qcow2.Data {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if err := os.Truncate(path, e.Host+memory.PageSize); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenLayer(t.TempDir(), Layer{ID: layer.NewWritten(), Path: path, Size: 1 << 20, Format: "qcow2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for off, want := range map[int64]int64{0: memory.PageSize, 2048: 2048, memory.PageSize: 0, 64 << 10: 0} {
+		if file, at, size := f.(Extenter).Extent(off); size != want || (file == nil) != (want == 0) || want > 0 && at != e.Host+off {
+			t.Errorf("from %d on: %d bytes at %d", off, size, at)
+		}
 	}
 }

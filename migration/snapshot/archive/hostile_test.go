@@ -182,6 +182,11 @@ func TestHostile(t *testing.T) {
 		{"another name", rename("second/x"), ErrFormat},
 		{"a symbolic link", link(tar.TypeSymlink, "second/sections", "/tmp"), ErrFormat},
 		{"a hard link", link(tar.TypeLink, "second/sections/x", "/etc/passwd"), ErrFormat},
+		{"a link for a file", func(all []part) []part {
+			n := place("second/sections/rtc")
+			all[n].Typeflag, all[n].Linkname = tar.TypeSymlink, "/etc/passwd"
+			return all
+		}, ErrFormat},
 		{"a folder", link(tar.TypeDir, "second/x/", ""), ErrFormat},
 		{"a device", link(tar.TypeBlock, "second/x", ""), ErrFormat},
 		{"another size", func(all []part) []part { all[2].body = append(all[2].body, 0); return all }, ErrFormat},
