@@ -117,7 +117,7 @@ func relocate(cfg *config.Config, snap *snapshot.Snapshot) error {
 		d := &cfg.Disks[i]
 		found, l, ok := snap.Locate(d.Path)
 		if !ok {
-			continue
+			return fmt.Errorf("disk %d: %w: nothing says what %s was", i, snapshot.ErrLayer, d.Path)
 		}
 		if found == d.Path { // where it was; what was brought here was checked then
 			if err := unchanged(snap.Dir(), l); err != nil {
@@ -141,7 +141,7 @@ func unchanged(dir string, l snapshot.Layer) error {
 	if err != nil {
 		return err
 	}
-	if l.Stamp != (snapshot.Stamp{}) && (now.Size != l.Stamp.Size || now.Mtime != l.Stamp.Mtime) {
+	if now.Size != l.Stamp.Size || now.Mtime != l.Stamp.Mtime {
 		return fmt.Errorf("%w: %s was written since the snapshot was taken: put back the file as it was, or a copy that kept its times", snapshot.ErrLayer, l.Path)
 	}
 	return nil

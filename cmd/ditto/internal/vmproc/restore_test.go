@@ -84,17 +84,21 @@ func TestRelocate(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(moved), 0o700), os.Rename(moves, moved)); err != nil {
 		t.Fatal(err)
 	}
-	unknown := config.Disk{Path: "/unknown", ReadOnly: true}
-	cfg := config.Config{Kernel: moves, Initrd: "none", Disks: []config.Disk{{Path: stays, Serial: "a"}, unknown, {Path: moves}}}
+	cfg := config.Config{Kernel: moves, Initrd: "none", Disks: []config.Disk{{Path: stays, Serial: "a"}, {Path: moves, ReadOnly: true}}}
 	saved := cfg.Disks[0]
 	if err := relocate(&cfg, snap); err != nil {
 		t.Fatal(err)
 	}
-	want := config.Config{Kernel: moved, Initrd: "none", Disks: []config.Disk{{Path: stays, Serial: "a", Format: chain.Raw}, unknown, {Path: moved, Format: chain.Raw}}}
+	want := config.Config{Kernel: moved, Initrd: "none", Disks: []config.Disk{{Path: stays, Serial: "a", Format: chain.Raw}, {Path: moved, ReadOnly: true, Format: chain.Raw}}}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Error(diff)
 	}
 
+	// A snapshot of somebody else must not bring in other files of the user.
+	secret := config.Config{Disks: []config.Disk{{Path: frozenDisk(t, dir, "secret")}}}
+	if err := relocate(&secret, snap); !errors.Is(err, snapshot.ErrLayer) || !strings.Contains(err.Error(), "nothing says what") {
+		t.Errorf("%v", err)
+	}
 	if err := os.Chtimes(stays, time.Time{}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
