@@ -168,7 +168,6 @@ func openSaved(dir string) (savedMachine, error) {
 		return m, exit.Errorf(exit.Snapshot, "snapshot %s: configuration: %w", m.dir, err)
 	}
 	m.config.Sandbox = true
-	m.locate(snap)
 	for i := range m.config.Nets {
 		mac, err := m.config.Nets[i].HardwareAddr(m.config.Name, i)
 		if err != nil {
@@ -177,20 +176,6 @@ func openSaved(dir string) (savedMachine, error) {
 		m.config.Nets[i].MAC = mac.String()
 	}
 	return m, nil
-}
-
-// locate finds the files of the machine where an import put them.
-func (m *savedMachine) locate(snap *snapshot.Snapshot) {
-	find := func(path string) string {
-		if found, _, ok := snap.Locate(path); ok {
-			return found
-		}
-		return path
-	}
-	m.config.Kernel, m.config.Initrd = find(m.config.Kernel), find(m.config.Initrd)
-	for i := range m.config.Disks {
-		m.config.Disks[i].Path = find(m.config.Disks[i].Path)
-	}
 }
 
 // apply changes the configuration by the flags. Networks that are given keep
