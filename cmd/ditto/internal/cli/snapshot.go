@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -231,11 +230,12 @@ func (e *Env) printSaved(vm registry.VM, path string, r vmm.SaveReport, f *snaps
 			MemoryBytes: vm.Memory, StoredBytes: r.Stored, Holds: r.Holds, Rounds: r.Rounds, Disks: r.Overlays,
 		})
 	}
-	_, err := fmt.Fprintf(e.Stdout, "%s: %s of %s stored, in %s; %s stood still for %s\n", path,
-		humanBytes(r.Stored), humanBytes(vm.Memory), r.Took.Round(time.Millisecond), vm.Name, r.Pause.Round(10*time.Microsecond))
-	if err != nil || !slices.ContainsFunc(r.Overlays, func(s string) bool { return s != "" }) {
-		return err
+	what := "stood still for " + r.Pause.Round(10*time.Microsecond).String()
+	if f.stop {
+		what = "has ended"
 	}
+	_, err := fmt.Fprintf(e.Stdout, "%s: %s of %s stored, in %s; %s %s\n", path,
+		humanBytes(r.Stored), humanBytes(vm.Memory), r.Took.Round(time.Millisecond), vm.Name, what)
 	for i, overlay := range r.Overlays {
 		if overlay != "" && err == nil {
 			_, err = fmt.Fprintf(e.Stdout, "disk %d is frozen; it goes on in %s\n", i, overlay)

@@ -89,7 +89,7 @@ func TestSnapshot(t *testing.T) {
 			t.Errorf("%s: %v, want %v", key, events[1][key], want)
 		}
 	}
-	if out := h.want("snapshot", "a", filepath.Join(dir, "last"), "--stop"); !strings.Contains(out, "stored") {
+	if out := h.want("snapshot", "a", filepath.Join(dir, "last"), "--stop"); !strings.Contains(out, "; a has ended\n") {
 		t.Errorf("%q", out)
 	}
 	if code := <-a; code != exit.OK {
