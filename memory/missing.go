@@ -88,11 +88,11 @@ type Missing struct {
 // fillPages bounds how many pages are read at once: 256 KiB.
 const fillPages = 64
 
-// OpenMissing lets the pages of the ranges wait for their bytes, of which source
-// is asked. They are not populated and no file is mapped over them. The error
-// wraps [ErrNotPrivate] or [ErrUnsupported] where that cannot be done, and the
-// caller has to fill them itself.
-func (s *Space) OpenMissing(source PageSource, waiting []Range, o MissingOptions) (*Missing, error) {
+// OpenMissing lets pages wait for their bytes, of which source is asked; the set
+// belongs to the service then. They are not populated and no file is mapped over
+// them. The error wraps [ErrNotPrivate] or [ErrUnsupported] where that cannot be
+// done, and the caller has to fill them itself.
+func (s *Space) OpenMissing(source PageSource, waiting *PageSet, o MissingOptions) (*Missing, error) {
 	if s.config.Backing != Anonymous || s.hostPageSize() != PageSize {
 		return nil, fmt.Errorf("fetch missing pages: %w", ErrNotPrivate)
 	}
@@ -102,21 +102,21 @@ func (s *Space) OpenMissing(source PageSource, waiting []Range, o MissingOptions
 	}
 	m := &Missing{
 		space: s, fault: fault, source: source, options: o, stop: -1,
-		registered: s.NewPageSet(), holes: s.NewPageSet(), waiting: s.NewPageSet(), armed: s.NewPageSet(), failed: s.NewPageSet(),
+		waiting: waiting, armed: s.NewPageSet(), failed: s.NewPageSet(),
 	}
 	m.buffers.New = func() any { b := make([]byte, fillPages*PageSize); return &b }
-	err = m.begin(waiting)
+	err = m.begin()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("fetch missing pages: %w", err), m.Close())
 	}
 	return m, nil
 }
 
-func (m *Missing) begin(waiting []Range) error {
+func (m *Missing) begin() error {
 	if !m.fault.kernel {
 		return fmt.Errorf("%w: faults that KVM takes can be served by root or with access to %s only, or with sysctl vm.unprivileged_userfaultfd=1", ErrUnsupported, userfaultDevice)
 	}
-	if err := m.choose(waiting); err != nil {
+	if err := m.choose(); err != nil {
 		return err
 	}
 	if m.options.TrackWrites {
@@ -139,35 +139,26 @@ func (m *Missing) begin(waiting []Range) error {
 	}
 	m.served.Go(m.serve)
 	m.space.missing.Store(m)
-	for run := range m.registered.Runs() {
-		m.space.settle(run)
+	if m.space.book.Load() != nil {
+		for run := range m.registered.Runs() {
+			m.space.settle(run)
+		}
 	}
 	return nil
 }
 
 // choose fills in the sets: frames with pages that wait are registered.
-func (m *Missing) choose(waiting []Range) error {
-	files := m.space.remaps.files.Load()
-	for _, r := range waiting {
-		p, err := m.space.locate(r)
-		if err != nil {
-			return err
-		}
-		if files != nil && files.CountIn(r.Start, r.Size) > 0 {
-			return fmt.Errorf("[%s, +%#x) is mapped from a file: %w", r.Start, r.Size, unix.EINVAL)
-		}
-		m.waiting.Add(r.Start, r.Size)
-		start := max(p.region.Start, r.Start&^(LargeFrameSize-1))
-		end := min(p.region.End(), (r.End()+LargeFrameSize-1)&^(LargeFrameSize-1))
-		m.registered.Add(start, uint64(end-start))
+func (m *Missing) choose() error {
+	if !m.waiting.over(m.space.regions) {
+		return fmt.Errorf("pages of another memory: %w", unix.EINVAL)
 	}
-	if files != nil {
-		for run := range files.Runs() {
-			m.registered.Remove(run.Start, run.Size)
+	m.registered, m.holes = m.waiting.frames(), m.waiting.frames()
+	if files := m.space.remaps.files.Load(); files != nil {
+		if files.meets(m.waiting) {
+			return fmt.Errorf("pages that are mapped from a file cannot be missing: %w", unix.EINVAL)
 		}
-	}
-	for run := range m.registered.Runs() {
-		m.holes.Add(run.Start, run.Size)
+		m.registered.without(files)
+		m.holes.without(files)
 	}
 	m.open.Store(int64(m.holes.Count()))
 	m.left.Store(int64(m.waiting.Count()))

@@ -63,10 +63,19 @@ func (p *patterned) Row(gfn memory.GFN) memory.Range {
 	return memory.Range{Start: memory.GFN(first).GPA(), Size: row * page}
 }
 
+// setOf is the set of some ranges.
+func setOf(s *memory.Space, ranges ...memory.Range) *memory.PageSet {
+	set := s.NewPageSet()
+	for _, r := range ranges {
+		set.Add(r.Start, r.Size)
+	}
+	return set
+}
+
 // missing lets pages wait, or skips where nobody may serve KVM's faults.
 func missing(t testing.TB, s *memory.Space, src memory.PageSource, waiting []memory.Range, o memory.MissingOptions) *memory.Missing {
 	t.Helper()
-	m, err := s.OpenMissing(src, waiting, o)
+	m, err := s.OpenMissing(src, setOf(s, waiting...), o)
 	if errors.Is(err, memory.ErrUnsupported) {
 		t.Skipf("%v; try: run as root", err)
 	}
@@ -570,15 +579,18 @@ func TestMissingRecorded(t *testing.T) {
 // and missing pages do not share a page.
 func TestMissingRefused(t *testing.T) {
 	shared := newSpace(t, memory.Config{Size: frame, Backing: memory.Memfd})
-	if _, err := shared.OpenMissing(&patterned{}, nil, memory.MissingOptions{}); !errors.Is(err, memory.ErrNotPrivate) {
+	if _, err := shared.OpenMissing(&patterned{}, shared.NewPageSet(), memory.MissingOptions{}); !errors.Is(err, memory.ErrNotPrivate) {
 		t.Errorf("a memfd: %v", err)
 	}
 	if err := shared.MapFiles(); !errors.Is(err, memory.ErrNotPrivate) {
 		t.Errorf("files over a memfd: %v", err)
 	}
 	l := newLayout(t, memory.Config{Size: 4 * frame}, 3)
-	if _, err := l.space.OpenMissing(l.src, []memory.Range{l.mapped[0].Range}, memory.MissingOptions{}); !errors.Is(err, unix.EINVAL) && !errors.Is(err, memory.ErrUnsupported) {
+	if _, err := l.space.OpenMissing(l.src, setOf(l.space, l.mapped[0].Range), memory.MissingOptions{}); !errors.Is(err, unix.EINVAL) && !errors.Is(err, memory.ErrUnsupported) {
 		t.Errorf("pages of a file: %v", err)
+	}
+	if _, err := l.space.OpenMissing(l.src, shared.NewPageSet(), memory.MissingOptions{}); !errors.Is(err, unix.EINVAL) && !errors.Is(err, memory.ErrUnsupported) {
+		t.Errorf("pages of another memory: %v", err)
 	}
 	missing(t, l.space, l.src, l.waiting, memory.MissingOptions{})
 	again, err := os.Open(l.path)

@@ -149,6 +149,87 @@ func (r *pageSetRegion) pages(from, to uint64) Range {
 	return Range{Start: r.Start + GPA(from<<PageShift), Size: (to - from) << PageShift}
 }
 
+// frames returns the pages of all large frames that a page of the set is of.
+func (s *PageSet) frames() *PageSet {
+	const each = pagesPerFrame / 64 // words
+	all := s.alike()
+	for i := range s.regions {
+		words, frames := s.regions[i].words, all.regions[i].words
+		for first := 0; first < len(words); first += each {
+			last := min(first+each, len(words))
+			used := uint64(0)
+			for j := first; j < last; j++ {
+				used |= atomic.LoadUint64(&words[j])
+			}
+			if used == 0 {
+				continue
+			}
+			for j := first; j < last; j++ {
+				frames[j] = ^uint64(0)
+			}
+		}
+		if pages := s.regions[i].Size >> PageShift; pages%64 != 0 {
+			frames[len(frames)-1] &= ^uint64(0) >> (64 - pages%64)
+		}
+	}
+	return all
+}
+
+// alike returns an empty set over the same ranges.
+func (s *PageSet) alike() *PageSet {
+	ranges := make([]Range, len(s.regions))
+	for i := range s.regions {
+		ranges[i] = s.regions[i].Range
+	}
+	return NewPageSet(ranges)
+}
+
+// without takes the pages of another set over the same ranges out of the set,
+// which nobody else uses.
+func (s *PageSet) without(other *PageSet) {
+	for i := range s.regions {
+		for j := range s.regions[i].words {
+			s.regions[i].words[j] &^= atomic.LoadUint64(&other.regions[i].words[j])
+		}
+	}
+}
+
+// meets reports whether a page is in both sets, which are over the same ranges.
+func (s *PageSet) meets(other *PageSet) bool {
+	for i := range s.regions {
+		for j := range s.regions[i].words {
+			if atomic.LoadUint64(&s.regions[i].words[j])&atomic.LoadUint64(&other.regions[i].words[j]) != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// union adds the pages of another set over the same ranges.
+func (s *PageSet) union(other *PageSet) {
+	for i := range s.regions {
+		for j := range s.regions[i].words {
+			if w := atomic.LoadUint64(&other.regions[i].words[j]); w != 0 {
+				s.addWord(i, j, w)
+			}
+		}
+	}
+}
+
+// over reports whether the set is over these ranges.
+func (s *PageSet) over(regions []Region) bool {
+	if len(s.regions) != len(regions) {
+		return false
+	}
+	for i := range regions {
+		if s.regions[i].Range != regions[i].Range {
+			return false
+		}
+	}
+	return true
+}
+
 // spans calls visit with the maximal runs of pages of r, alternately in the set
 // and not, in ascending order, until it fails. r is page-aligned and lies in one
 // region.

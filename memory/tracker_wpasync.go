@@ -86,9 +86,7 @@ func openWPAsync(s *Space) (*wpAsync, error) {
 	}
 	// No bit tells of a file's page that it was never armed.
 	if files := s.remaps.files.Load(); files != nil {
-		for run := range files.Runs() {
-			t.host.Add(run.Start, run.Size)
-		}
+		t.host.union(files)
 	}
 	return t, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -77,17 +78,7 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 	if err != nil {
 		return err
 	}
-	var files []memory.FileRange
-	var copied []memory.Range
-	for _, s := range plan.Steps {
-		switch s.Action {
-		case snapshot.Map:
-			files = append(files, memory.FileRange{Range: s.Range, File: s.File, Offset: s.Offset})
-		case snapshot.Copy:
-			copied = append(copied, s.Range)
-		}
-	}
-	err = r.mem.MapFiles(files...)
+	err = r.mem.MapFiles(plan.Maps...)
 	if errors.Is(err, memory.ErrNotPrivate) {
 		m.log.Warn("memory is read before the guest runs, since it cannot be mapped", "err", err, "cure", "use --memory anonymous without --hugepages 2M or 1G, or --eager if that is meant")
 		return r.load(ctx)
@@ -96,7 +87,7 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 		return err
 	}
 	r.mapped = plan.Mapped
-	if err := r.await(ctx, copied, plan.Copied); err != nil {
+	if err := r.await(ctx, plan.Copy, plan.Copied); err != nil {
 		return err
 	}
 	r.beginRecord()
@@ -116,8 +107,8 @@ func (r *restored) load(ctx context.Context) error {
 
 // await lets pages be fetched when they are touched. Where nobody may serve KVM's
 // faults they are read now.
-func (r *restored) await(ctx context.Context, waiting []memory.Range, bytes uint64) error {
-	if len(waiting) == 0 {
+func (r *restored) await(ctx context.Context, waiting *memory.PageSet, bytes uint64) error {
+	if bytes == 0 {
 		return nil
 	}
 	r.pages = r.snapshot.Pages()
@@ -129,7 +120,7 @@ func (r *restored) await(ctx context.Context, waiting []memory.Range, bytes uint
 	if errors.Is(err, memory.ErrUnsupported) {
 		r.log.Warn("memory that cannot be mapped is read before the guest runs", "bytes", bytes, "err", err)
 		r.copied = bytes
-		return r.read(ctx, waiting)
+		return r.read(ctx, slices.Collect(waiting.Runs()))
 	}
 	r.missing = missing
 	return err

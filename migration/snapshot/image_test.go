@@ -97,10 +97,8 @@ func TestImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		mapped := map[string]bool{}
-		for _, step := range plan.Steps {
-			if step.Action == Map {
-				mapped[filepath.Base(step.File.Name())] = true
-			}
+		for _, row := range plan.Maps {
+			mapped[filepath.Base(row.File.Name())] = true
 		}
 		if mapped["top.qcow2"] == compressed || mapped["base.img"] == compressed || mapped["packed.qcow2"] {
 			t.Errorf("compressed %t: mapped are %v", compressed, mapped)

@@ -81,7 +81,8 @@ func (s *Snapshot) units() (stored, equal [][]flatRun, bytes uint64) {
 			r.all, r.row, r.pages = append(r.all, r.row), nil, 0
 		}
 	}
-	for _, f := range s.flat {
+	for i := range s.runs() {
+		f := s.run(i)
 		if f.Kind == Zero {
 			continue
 		}

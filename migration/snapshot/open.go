@@ -23,7 +23,7 @@ type Snapshot struct {
 	digests  *os.File // the page map, whose digests are read when they are wanted
 	pages    *os.File
 	parent   *Snapshot
-	// flat is memory without references to parents.
+	// flat is memory without references to parents; nil where there is no parent.
 	flat   []flatRun
 	layers layerSet
 	o      OpenOptions
@@ -330,6 +330,9 @@ type flatRun struct {
 // flatten replaces references to the parent by what the parent says. Page runs
 // stay, and refer to the pages of src.
 func (s *Snapshot) flatten() {
+	if s.parent == nil {
+		return
+	}
 	j := 0
 	s.flat = make([]flatRun, 0, len(s.p.runs))
 	for i, r := range s.p.runs {
@@ -337,25 +340,54 @@ func (s *Snapshot) flatten() {
 			s.flat = append(s.flat, flatRun{r, s, i})
 			continue
 		}
-		for s.parent.flat[j].End() <= r.Start {
+		for s.parent.run(j).End() <= r.Start {
 			j++
 		}
-		for k := j; k < len(s.parent.flat) && s.parent.flat[k].Start < r.End(); k++ {
-			f := s.parent.flat[k]
+		for k := j; k < s.parent.runs() && s.parent.run(k).Start < r.End(); k++ {
+			f := s.parent.run(k)
 			f.Run = f.cut(r.Start, r.End())
 			s.flat = append(s.flat, f)
 		}
 	}
 }
 
-// resolve returns what a page of RAM is, a run of one that is Zero, Block or
-// Unique.
-func (s *Snapshot) resolve(gfn memory.GFN) (flatRun, bool) {
-	i := findRun(len(s.flat), func(i int) Run { return s.flat[i].Run }, gfn)
+// runs returns how many runs memory is, without references to parents.
+func (s *Snapshot) runs() int {
+	if s.parent == nil {
+		return len(s.p.runs)
+	}
+	return len(s.flat)
+}
+
+// run returns one of them.
+func (s *Snapshot) run(i int) flatRun {
+	if s.parent == nil {
+		return flatRun{s.p.runs[i], s, i}
+	}
+	return s.flat[i]
+}
+
+// runOf returns the one that holds a page, if it is RAM.
+func (s *Snapshot) runOf(gfn memory.GFN) (flatRun, bool) {
+	i := findRun(s.runs(), func(i int) Run {
+		if s.parent == nil {
+			return s.p.runs[i]
+		}
+		return s.flat[i].Run
+	}, gfn)
 	if i < 0 {
 		return flatRun{}, false
 	}
-	f := s.flat[i]
+	return s.run(i), true
+}
+
+// resolve returns what a page of RAM is, a run of one that is Zero, Block or
+// Unique.
+func (s *Snapshot) resolve(gfn memory.GFN) (flatRun, bool) {
+	f, ok := s.runOf(gfn)
+	if !ok {
+		return flatRun{}, false
+	}
 	f.Run = f.cut(gfn, gfn+1)
 	if f.Kind == Page {
 		// What it refers to is no Page run of src, and so one of an ancestor of

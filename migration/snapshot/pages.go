@@ -80,7 +80,7 @@ func (p *Pages) Row(gfn memory.GFN) memory.Range {
 	if s == nil {
 		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
 	}
-	f, ok := s.flatAt(gfn)
+	f, ok := s.runOf(gfn)
 	if !ok || f.Kind != Unique && f.Kind != Block {
 		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
 	}
@@ -93,15 +93,6 @@ func (p *Pages) Row(gfn memory.GFN) memory.Range {
 	return f.Range()
 }
 
-// flatAt returns the run of memory that holds a page.
-func (s *Snapshot) flatAt(gfn memory.GFN) (flatRun, bool) {
-	i := findRun(len(s.flat), func(i int) Run { return s.flat[i].Run }, gfn)
-	if i < 0 {
-		return flatRun{}, false
-	}
-	return s.flat[i], true
-}
-
 // ReadPages fills dst, whole pages that lie in RAM, with what the pages from gfn
 // on held. The bytes are proven.
 func (r *Reader) ReadPages(gfn memory.GFN, dst []byte) error {
@@ -109,7 +100,7 @@ func (r *Reader) ReadPages(gfn memory.GFN, dst []byte) error {
 		return fmt.Errorf("read %d bytes from page %s on: %w", len(dst), gfn, memory.ErrOutOfRange)
 	}
 	for len(dst) > 0 {
-		f, ok := r.s.flatAt(gfn)
+		f, ok := r.s.runOf(gfn)
 		if !ok {
 			return fmt.Errorf("read page %s: %w", gfn, memory.ErrOutOfRange)
 		}
@@ -127,8 +118,8 @@ func (r *Reader) ReadPages(gfn memory.GFN, dst []byte) error {
 // ascending order, until it returns false. A run's layer is one of the snapshot
 // that is named with it, this one or an ancestor.
 func (s *Snapshot) EachBlock(visit func(r Run, of *Snapshot) bool) {
-	for _, f := range s.flat {
-		if f.Kind == Block && !visit(f.Run, f.src) {
+	for i := range s.runs() {
+		if f := s.run(i); f.Kind == Block && !visit(f.Run, f.src) {
 			return
 		}
 	}

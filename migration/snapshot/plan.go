@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -9,36 +10,16 @@ import (
 	"ditto.vm/memory"
 )
 
-// Action is what a restore does with a range.
-type Action int
-
-// The actions. The zero value is none.
-const (
-	// Leave: the range is zeros; it stays as it was made.
-	Leave Action = 1 + iota
-	// Map: the range is mapped privately from a file, which never changes.
-	Map
-	// Copy: pages are read, when they are touched or before.
-	Copy
-)
-
-// Step is what a restore does with a range of memory.
-type Step struct {
-	memory.Range
-	Action Action
-	// File and Offset, in bytes and a multiple of a page, are what to map. The
-	// file is open as long as the snapshot.
-	File   *os.File
-	Offset int64
-}
-
-// Plan is how to restore memory without reading it: steps in ascending order
-// that cover all of it.
+// Plan is how to restore memory without reading it. What is neither mapped nor
+// copied is zeros, and stays as it was made.
 type Plan struct {
-	Steps []Step
-	// Mappings counts the steps that map, Left, Mapped and Copied are bytes.
-	Mappings             int
-	Left, Mapped, Copied uint64
+	// Maps are rows to be mapped privately, in ascending order. The files do not
+	// change, and are open as long as the snapshot.
+	Maps []memory.FileRange
+	// Copy are the pages to be read, when they are touched or before.
+	Copy *memory.PageSet
+	// Mapped and Copied are bytes.
+	Mapped, Copied uint64
 }
 
 // PlanOptions bound what mapping costs. A mapping is one more VMA, of which a
@@ -62,115 +43,102 @@ func (s *Snapshot) Plan(ctx context.Context, o PlanOptions) (*Plan, error) {
 	if o.MaxMappings <= 0 {
 		o.MaxMappings = defaultMappings
 	}
-	p := &Plan{Steps: make([]Step, 0, len(s.flat))}
-	for _, f := range s.flat {
-		if err := p.plan(f); err != nil {
+	p := &planning{Plan: Plan{Copy: memory.NewPageSet(s.m.regions())}, o: o}
+	for i := range s.runs() {
+		if err := p.plan(s.run(i)); err != nil {
 			return nil, fmt.Errorf("plan the restore of %s: %w", s.dir, err)
 		}
 	}
-	p.bound(o)
-	for _, step := range p.Steps {
-		switch step.Action {
-		case Leave:
-			p.Left += step.Size
-		case Map:
-			p.Mapped += step.Size
-			p.Mappings++
-		case Copy:
-			p.Copied += step.Size
-		}
+	p.end()
+	p.bound()
+	for _, r := range p.Maps {
+		p.Mapped += r.Size
 	}
-	return p, nil
+	p.Copied = p.Copy.Count() * memory.PageSize
+	return &p.Plan, nil
 }
 
-// plan appends the steps of a run.
-func (p *Plan) plan(f flatRun) error {
-	step := Step{Range: f.Range(), Action: Copy}
+// planning is a plan on its way.
+type planning struct {
+	Plan
+	o   PlanOptions
+	row memory.FileRange // to be mapped, of size zero for none
+}
+
+// plan adds a run.
+func (p *planning) plan(f flatRun) error {
 	switch {
 	case f.Kind == Zero:
-		step.Action = Leave
 	case f.Kind == Unique && !f.src.p.compressed():
-		step.Action, step.File, step.Offset = Map, f.src.pages, int64(f.Number)*memory.PageSize
+		p.file(f.Range(), f.src.pages, int64(f.Number)*memory.PageSize)
 	case f.Kind == Block:
-		return p.planBlocks(f)
+		return p.blocks(f)
+	default:
+		r := f.Range()
+		p.Copy.Add(r.Start, r.Size)
 	}
-	p.add(step)
 	return nil
 }
 
-// planBlocks appends the steps of a run of blocks, as far as their layer can be
-// mapped.
-func (p *Plan) planBlocks(f flatRun) error {
+// blocks adds a run of blocks, to be mapped as far as their layer can be.
+func (p *planning) blocks(f flatRun) error {
 	file, err := f.src.layer(f.Layer)
 	if err != nil {
 		return err
 	}
 	layer, ok := file.(Extenter)
-	if !ok {
-		p.add(Step{Range: f.Range(), Action: Copy})
-		return nil
-	}
-	for r := f.Run; r.Pages > 0; {
+	for r := f.Run; ; {
+		part := r.Range()
+		if !ok {
+			p.Copy.Add(part.Start, part.Size)
+			return nil
+		}
 		os, at, size := layer.Extent(int64(r.Number) * memory.PageSize)
 		n := min(uint64(max(size, 0))/memory.PageSize, r.Pages)
-		step := Step{Action: Map, File: os, Offset: at}
-		if os == nil || n == 0 || at%memory.PageSize != 0 {
-			n, step = 1, Step{Action: Copy}
+		if part.Size = n * memory.PageSize; os == nil || n == 0 || at%memory.PageSize != 0 {
+			n = 1
+			p.Copy.Add(part.Start, memory.PageSize)
+		} else {
+			p.file(part, os, at)
 		}
-		step.Range = r.cut(r.Start, r.Start+memory.GFN(n)).Range()
-		p.add(step)
 		if n == r.Pages {
 			return nil
 		}
 		r = r.cut(r.Start+memory.GFN(n), r.End())
 	}
-	return nil
 }
 
-// add appends a step, or lets the last one grow.
-func (p *Plan) add(s Step) {
-	if n := len(p.Steps); n > 0 {
-		last := &p.Steps[n-1]
-		follows := s.Action != Map || last.File == s.File && last.Offset+int64(last.Size) == s.Offset
-		if last.End() == s.Start && last.Action == s.Action && follows {
-			last.Size += s.Size
-			return
-		}
-	}
-	p.Steps = append(p.Steps, s)
-}
-
-// bound turns the shortest rows to be mapped into ones to be copied.
-func (p *Plan) bound(o PlanOptions) {
-	all, sizes := 0, []uint64(nil)
-	for _, s := range p.Steps {
-		if s.Action != Map {
-			continue
-		}
-		if all++; s.Size >= o.MinPages*memory.PageSize {
-			sizes = append(sizes, s.Size)
-		}
-	}
-	if all <= o.MaxMappings && len(sizes) == all {
+// file adds pages that are stored in a file as they are.
+func (p *planning) file(r memory.Range, f *os.File, at int64) {
+	if p.row.Size > 0 && p.row.End() == r.Start && p.row.File == f && p.row.Offset+int64(p.row.Size) == at {
+		p.row.Size += r.Size
 		return
 	}
-	shortest, ties := o.MinPages*memory.PageSize, len(sizes)
-	if len(sizes) > o.MaxMappings {
-		slices.SortFunc(sizes, func(a, b uint64) int { return int(int64(b) - int64(a)) })
-		shortest = sizes[o.MaxMappings-1]
-		ties = o.MaxMappings - slices.Index(sizes, shortest)
+	p.end()
+	p.row = memory.FileRange{Range: r, File: f, Offset: at}
+}
+
+// end ends the row: it is mapped if it is long enough.
+func (p *planning) end() {
+	switch {
+	case p.row.Size == 0:
+	case p.row.Size < p.o.MinPages*memory.PageSize:
+		p.Copy.Add(p.row.Start, p.row.Size)
+	default:
+		p.Maps = append(p.Maps, p.row)
 	}
-	steps := p.Steps
-	p.Steps = p.Steps[:0] // what is added never overtakes what is read
-	for _, s := range steps {
-		if s.Action == Map {
-			if s.Size == shortest {
-				ties--
-			}
-			if s.Size < shortest || s.Size == shortest && ties < 0 {
-				s = Step{Range: s.Range, Action: Copy}
-			}
-		}
-		p.add(s)
+	p.row = memory.FileRange{}
+}
+
+// bound leaves the longest rows to be mapped.
+func (p *planning) bound() {
+	if len(p.Maps) <= p.o.MaxMappings {
+		return
 	}
+	slices.SortStableFunc(p.Maps, func(a, b memory.FileRange) int { return cmp.Compare(b.Size, a.Size) })
+	for _, r := range p.Maps[p.o.MaxMappings:] {
+		p.Copy.Add(r.Start, r.Size)
+	}
+	p.Maps = p.Maps[:p.o.MaxMappings]
+	slices.SortFunc(p.Maps, func(a, b memory.FileRange) int { return cmp.Compare(a.Start, b.Start) })
 }

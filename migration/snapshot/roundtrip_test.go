@@ -89,45 +89,40 @@ func (s *scene) checkPlan(snap *Snapshot, o PlanOptions) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if plan.Left+plan.Mapped+plan.Copied != s.space.Size() {
-		t.Errorf("a plan for %d bytes of %d", plan.Left+plan.Mapped+plan.Copied, s.space.Size())
-	}
-	if o.MaxMappings > 0 && plan.Mappings > o.MaxMappings {
-		t.Errorf("%d mappings, more than %d", plan.Mappings, o.MaxMappings)
+	if o.MaxMappings > 0 && len(plan.Maps) > o.MaxMappings {
+		t.Errorf("%d mappings, more than %d", len(plan.Maps), o.MaxMappings)
 	}
 	r := snap.NewReader()
 	defer r.Close()
 	space := newSpace(t, s.space.Size())
-	at := plan.Steps[0].Start
-	for _, step := range plan.Steps {
-		if step.Start != at && step.Start != memory.HoleEnd {
-			t.Fatalf("a step at %s after %s", step.Start, at)
+	at, mapped := memory.GPA(0), uint64(0)
+	for _, row := range plan.Maps {
+		if row.Start < at || row.Size < o.MinPages*memory.PageSize || plan.Copy.CountIn(row.Start, row.Size) > 0 {
+			t.Fatalf("%d bytes are mapped at %s after %s", row.Size, row.Start, at)
 		}
-		at = step.End()
-		if step.Action == Leave {
-			continue
-		}
-		dst, err := space.Writable(step.Start, step.Size)
+		at, mapped = row.End(), mapped+row.Size
+		b, err := unix.Mmap(int(row.File.Fd()), row.Offset, int(row.Size), unix.PROT_READ, unix.MAP_PRIVATE)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if step.Action == Map {
-			if step.Size < o.MinPages*memory.PageSize {
-				t.Errorf("%d bytes are mapped", step.Size)
-			}
-			b, err := unix.Mmap(int(step.File.Fd()), step.Offset, int(step.Size), unix.PROT_READ, unix.MAP_PRIVATE)
-			if err != nil {
-				t.Fatal(err)
-			}
-			copy(dst, b)
-			unix.Munmap(b)
-			continue
+		if err := space.WriteAt(b, row.Start); err != nil {
+			t.Fatal(err)
+		}
+		unix.Munmap(b)
+	}
+	for row := range plan.Copy.Runs() {
+		dst, err := space.Writable(row.Start, row.Size)
+		if err != nil {
+			t.Fatal(err)
 		}
 		for off := 0; off < len(dst); off += memory.PageSize {
-			if err := r.ReadPage((step.Start + memory.GPA(off)).GFN(), dst[off:][:memory.PageSize]); err != nil {
+			if err := r.ReadPage((row.Start + memory.GPA(off)).GFN(), dst[off:][:memory.PageSize]); err != nil {
 				t.Fatal(err)
 			}
 		}
+	}
+	if h := snap.Manifest().Holds; snap.Parent() == nil && plan.Mapped+plan.Copied != s.space.Size()-h.Zero || plan.Mapped != mapped || plan.Copied != plan.Copy.Count()*memory.PageSize {
+		t.Errorf("a plan for %d and %d bytes of %+v", plan.Mapped, plan.Copied, h)
 	}
 	s.compare(space)
 }
