@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -248,13 +247,9 @@ func (d *dittoAnchor) save(ctx context.Context, snapshot string) (Sample, error)
 	if err != nil {
 		return nil, err
 	}
-	// The report is the last of the events.
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	var report struct {
-		PauseMs *float64 `json:"pause_ms"`
-	}
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &report); err != nil || report.PauseMs == nil {
-		return nil, fmt.Errorf("report of the save: %w: %s", err, lines[len(lines)-1])
+	report, err := parseSaveReport(out)
+	if err != nil {
+		return nil, err
 	}
 	return Sample{"save": took.Seconds(), "pause": *report.PauseMs}, nil
 }

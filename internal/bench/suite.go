@@ -5,7 +5,7 @@ func All() []Benchmark {
 	list := []Benchmark{nativeStart(), nativeMemory()}
 	list = append(list, trackerWrites()...)
 	return append(list,
-		framesIdle(), namingPass(),
+		framesIdle(), namingPass(), restoreNative(),
 		bootLinux(), bootEntry(),
 		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(),
 	)
