@@ -198,18 +198,6 @@ func (r *restored) run(ctx context.Context) {
 	}
 }
 
-// complete fetches what is missing at once, and teaches all names: for a save,
-// which looks at all of memory.
-func (r *restored) complete(ctx context.Context) error {
-	if r.missing != nil {
-		if err := r.missing.Run(ctx, 0); err != nil {
-			return err
-		}
-	}
-	r.teach(ctx)
-	return context.Cause(ctx)
-}
-
 // finish lets the snapshot go, and the memory that it takes to know it: what is
 // mapped needs neither.
 func (r *restored) finish() {

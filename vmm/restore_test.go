@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"ditto.vm/guest/payload"
+	"ditto.vm/images/chain"
 	"ditto.vm/internal/trackertest"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
@@ -589,8 +590,8 @@ func TestRestoreNames(t *testing.T) {
 	if err != nil || !bytes.Equal(got, content) {
 		t.Errorf("what was read from the disk is another, %v", err)
 	}
-	if err := m.restored.complete(ctx); err != nil {
-		t.Fatal(err)
+	if !m.restored.teach(ctx) {
+		t.Fatal(ctx.Err())
 	}
 	if named := m.naming.Stats().Named; named < namesDisk/memory.PageSize {
 		t.Errorf("%d pages are named", named)
@@ -613,6 +614,71 @@ func TestRestoreNames(t *testing.T) {
 	if holds[0] != holds[1] || holds[0].Blocks < namesDisk {
 		t.Errorf("the first holds %+v, the second %+v", holds[0], holds[1])
 	}
+}
+
+// restoreLazily makes a machine of a snapshot, with overlays on its disks.
+func (r *saveRig) restoreLazily(name string) *saveRig {
+	r.t.Helper()
+	s, err := snapshot.Open(filepath.Join(r.dir, name), snapshot.OpenOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c, err := config.Parse(s.Manifest().Config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	top := filepath.Join(r.t.TempDir(), "top.qcow2")
+	if err := chain.CreateOverlay(top, c.Disks[0].Path, c.Disks[0].Format, namesDisk); err != nil {
+		r.t.Fatal(err)
+	}
+	c.Disks[0].Path, c.Disks[0].Format = top, chain.Qcow2
+	if err := s.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	m := restoreFrom(r.t, filepath.Join(r.dir, name), SnapshotOptions{Config: c, RestoreOptions: RestoreOptions{NewGenerationID: true}})
+	return &saveRig{t: r.t, m: m, c: c, content: r.content, dir: r.dir}
+}
+
+// TestRestoreSaves: a machine that was restored and runs is saved and restored
+// again and again, with most of its memory where it was; none of its pages is ever
+// wrong, and a save of one that did nothing stores next to nothing.
+func TestRestoreSaves(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	r.readAll()
+	r.save("snap0", SaveOptions{})
+	r.finish()
+	const rounds = 4
+	last := ""
+	for i := range rounds {
+		last = fmt.Sprintf("snap%d", i)
+		r = r.restoreLazily(last)
+		if err := r.m.Resume(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		runUntil(t, r.m, 500)
+		o := SaveOptions{Compression: []snapshot.Compression{snapshot.None, snapshot.Zstd}[i%2]}
+		if i%2 == 1 {
+			o.Parent = last
+		}
+		report := r.save(fmt.Sprintf("snap%d", i+1), o)
+		if held := report.Holds.Blocks + report.Holds.Parent; held < namesDisk {
+			t.Errorf("round %d: %+v: the disk's blocks are not known any more", i, report.Holds)
+		}
+		r.finish()
+		if err := r.m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	r = r.restoreLazily("snap0")
+	report, err := r.m.Save(deadline(t), r.local("idle", "snap0"), SaveOptions{Parent: filepath.Join(r.dir, "snap0"), ParentPath: "../snap0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := report.Holds; h.Unique > 16*memory.PageSize {
+		t.Errorf("a machine that did nothing holds %+v", h)
+	}
+	r.check(r.open("idle"), r.m.mem)
 }
 
 // TestRestoreWithoutKernel: what a guest booted is needed when it boots again,

@@ -45,6 +45,10 @@ func liveWorkers() int { return max(1, runtime.NumCPU()/2) }
 func (s *saving) storeMemory(ctx context.Context) error {
 	m := s.m
 	s.dirty, s.lost = m.mem.NewPageSet(), m.mem.NewPageSet()
+	if m.restored != nil {
+		// What it came from knows best what it equals.
+		m.restored.teach(ctx)
+	}
 	if m.tracker.Kind() == memory.TrackerNone {
 		return s.flushDisks()
 	}
