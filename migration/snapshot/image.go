@@ -21,16 +21,18 @@ func LayerName(id layer.ID, format chain.Format) string {
 }
 
 // FindLayer returns where a layer of the snapshot in dir is: in the folder
-// [LayersName] beside the snapshot, and else where the snapshot says.
-func FindLayer(dir string, l Layer) string {
+// [LayersName] beside the snapshot, where it was brought with it, or else where
+// the snapshot says.
+func FindLayer(dir string, l Layer) (path string, brought bool) {
 	format := chain.Format(l.Format)
 	if format == chain.Raw || format == chain.Qcow2 {
-		path := filepath.Join(filepath.Dir(dir), LayersName, LayerName(l.ID, format))
-		if _, err := os.Lstat(path); err == nil {
-			return path
+		path = filepath.Join(filepath.Dir(dir), LayersName, LayerName(l.ID, format))
+		// Not one that leads elsewhere.
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
+			return path, true
 		}
 	}
-	return beside(dir, l.Path)
+	return beside(dir, l.Path), false
 }
 
 // Locate returns where the layer is now that was at path when the snapshot was
@@ -39,7 +41,8 @@ func (s *Snapshot) Locate(path string) (found string, l Layer, ok bool) {
 	path = beside(s.dir, path)
 	for _, l := range s.m.Layers {
 		if beside(s.dir, l.Path) == filepath.Clean(path) {
-			return FindLayer(s.dir, l), l, true
+			found, _ = FindLayer(s.dir, l)
+			return found, l, true
 		}
 	}
 	return "", Layer{}, false
@@ -67,7 +70,8 @@ func OpenLayer(dir string, l Layer) (_ LayerFile, err error) {
 	if format != chain.Raw && format != chain.Qcow2 {
 		return nil, fmt.Errorf("format %s cannot be read here", l.Format)
 	}
-	c, err := chain.Open(FindLayer(dir, l), chain.Options{ReadOnly: true, Format: format, AnyLength: true})
+	path, _ := FindLayer(dir, l)
+	c, err := chain.Open(path, chain.Options{ReadOnly: true, Format: format, AnyLength: true})
 	if err != nil {
 		return nil, err
 	}

@@ -195,8 +195,15 @@ func TestFindLayer(t *testing.T) {
 	if at, _, ok := snap.Locate(s.path + "2"); ok {
 		t.Errorf("there is no such layer: %s", at)
 	}
-	if at := FindLayer(snap.Dir(), Layer{ID: o.Layers[0].ID, Format: "../../x", Path: "y"}); at != filepath.Join(snap.Dir(), "y") {
+	at, isBrought := FindLayer(snap.Dir(), Layer{ID: o.Layers[0].ID, Format: "../../x", Path: "y"})
+	if at != filepath.Join(snap.Dir(), "y") || isBrought {
 		t.Errorf("a strange format leads to %s", at)
+	}
+	if err := errors.Join(os.Remove(brought), os.Symlink("/etc/passwd", brought)); err != nil {
+		t.Fatal(err)
+	}
+	if at, isBrought := FindLayer(snap.Dir(), o.Layers[0].Layer); at != s.path || isBrought {
+		t.Errorf("a link leads to %s", at)
 	}
 }
 

@@ -299,10 +299,28 @@ func TestExportRefuses(t *testing.T) {
 	refuses("a layer of the parent is another", snapshot.ErrLayer)
 	os.Rename(s.at("moved"), s.at("kernel"))
 	refuses("nothing", nil)
+	os.Rename(s.at("web.qcow2"), s.at("moved"))
+	refuses("what a layer is stacked on is missing", snapshot.ErrLayer)
+	os.Rename(s.at("moved"), s.at("web.qcow2"))
 	os.Truncate(filepath.Join(s.at("first"), snapshot.PagesName), 4096)
 	refuses("the parent is damaged", snapshot.ErrFormat)
 	os.RemoveAll(s.at("first"))
 	refuses("there is no parent", snapshot.ErrParent)
+}
+
+// TestUnused: a file that is gone is not missed unless pages are named by it.
+func TestUnused(t *testing.T) {
+	s := newScene(t)
+	s.rng.Read(s.page(1))
+	s.save("snap", "", snapshot.None, 0, 2)
+	os.Remove(s.at("kernel"))
+	b := s.export("snap")
+	at := s.elsewhere()
+	r, err := Import(context.Background(), bytes.NewReader(b), at, Options{})
+	if err != nil || r.Images != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.checkLoad(filepath.Join(at, "snap"))
 }
 
 func TestFolderNames(t *testing.T) {

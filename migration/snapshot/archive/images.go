@@ -3,6 +3,7 @@ package archive
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,9 +24,8 @@ type gathered struct {
 	byID   map[layer.ID]bool
 }
 
-// gather opens the images of the layers of a snapshot and its ancestors. All
-// that the snapshot itself lists must be there, since they are its disks; of an
-// ancestor's, those that pages are named by.
+// gather opens the images of the layers of a snapshot and its ancestors. Those
+// that pages are named by must be there.
 func gather(s *snapshot.Snapshot) (_ *gathered, err error) {
 	g := &gathered{byFile: make(map[[2]uint64]int), byID: make(map[layer.ID]bool)}
 	defer func() {
@@ -36,10 +36,14 @@ func gather(s *snapshot.Snapshot) (_ *gathered, err error) {
 	for at := s; at != nil; at = at.Parent() {
 		used := usedLayers(at)
 		for i, l := range at.Manifest().Layers {
-			if g.byID[l.ID] || at != s && !used[i] {
+			if g.byID[l.ID] {
 				continue
 			}
-			if err := g.add(at.Dir(), l); err != nil {
+			err := g.add(at.Dir(), l)
+			if !used[i] && errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
 				return nil, fmt.Errorf("snapshot %s: %w: %s: %w", at.Dir(), snapshot.ErrLayer, l.Path, err)
 			}
 		}
@@ -62,7 +66,8 @@ func usedLayers(s *snapshot.Snapshot) []bool {
 // add opens the images that a layer is made of, as far as they are not there
 // yet, the lowest first.
 func (g *gathered) add(dir string, l snapshot.Layer) error {
-	c, err := chain.Open(snapshot.FindLayer(dir, l), chain.Options{ReadOnly: true, Format: chain.Format(l.Format), AnyLength: true})
+	path, _ := snapshot.FindLayer(dir, l)
+	c, err := chain.Open(path, chain.Options{ReadOnly: true, Format: chain.Format(l.Format), AnyLength: true})
 	if err != nil {
 		return err
 	}

@@ -316,21 +316,38 @@ func (x *importing) verify(manifests []*snapshot.Manifest) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	for _, l := range manifests[0].Layers {
-		f, err := x.openLayer(first, l)
-		if err != nil {
-			return fmt.Errorf("%w: %w", snapshot.ErrLayer, err)
-		}
-		if err := f.Close(); err != nil {
+	for n, m := range manifests {
+		if err := x.checkLayers(filepath.Join(x.dir, x.index.Snapshots[n].Name), m); err != nil {
 			return err
 		}
 	}
 	return s.Verify(x.ctx, snapshot.LoadOptions{Progress: x.o.step(StepVerify)})
 }
 
+// checkLayers opens the layers of the snapshot in dir that were brought along.
+func (x *importing) checkLayers(dir string, m *snapshot.Manifest) error {
+	for _, l := range m.Layers {
+		if _, brought := snapshot.FindLayer(dir, l); !brought {
+			continue // no page is named by it, or Verify says so
+		}
+		f, err := snapshot.OpenLayer(dir, l)
+		if err != nil {
+			return fmt.Errorf("%w: %w", snapshot.ErrLayer, err)
+		}
+		size := f.Size()
+		if err := f.Close(); err != nil {
+			return err
+		}
+		if size != l.Size {
+			return fmt.Errorf("%w: %s had %d bytes and has %d", snapshot.ErrLayer, l.Path, l.Size, size)
+		}
+	}
+	return nil
+}
+
 // openLayer opens a layer that the archive brought along, and none elsewhere.
 func (x *importing) openLayer(dir string, l snapshot.Layer) (snapshot.LayerFile, error) {
-	if filepath.Dir(snapshot.FindLayer(dir, l)) != filepath.Join(x.dir, snapshot.LayersName) {
+	if _, brought := snapshot.FindLayer(dir, l); !brought {
 		return nil, formatError("layer %s, %s, is not in it", l.ID, l.Path)
 	}
 	return snapshot.OpenLayer(dir, l)

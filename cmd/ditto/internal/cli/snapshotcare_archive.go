@@ -32,7 +32,7 @@ standard output. The file is a compressed tar: 'tar --zstd -tf FILE' lists it.`,
 			if args[1] == "-" && (asJSON || isTerminal(e.Stdout)) {
 				return exit.Errorf(exit.Usage, "an archive cannot go where text goes: name a file, or redirect the output")
 			}
-			if err := brought(args[0]); err != nil {
+			if err := hasDisks(args[0]); err != nil {
 				return snapshotError(err)
 			}
 			progress := e.newProgress()
@@ -75,9 +75,9 @@ func (e *Env) export(ctx context.Context, dir, file string, o archive.Options) (
 	return archive.ExportFile(ctx, dir, file, o)
 }
 
-// brought makes sure that the disks of a snapshot's machine are among its layers,
-// without which an archive would not hold them.
-func brought(dir string) (err error) {
+// hasDisks makes sure that the disks of a snapshot's machine are among its layers
+// and there, without which an archive would not hold them.
+func hasDisks(dir string) (err error) {
 	s, err := snapshot.Open(dir, snapshot.OpenOptions{})
 	if err != nil {
 		return err
@@ -88,8 +88,16 @@ func brought(dir string) (err error) {
 		return fmt.Errorf("snapshot %s: its configuration: %w", dir, err)
 	}
 	for _, d := range c.Disks {
-		if _, _, ok := s.Locate(d.Path); !ok {
+		_, l, ok := s.Locate(d.Path)
+		if !ok {
 			return fmt.Errorf("snapshot %s: the disk %s of its machine is not among its layers: copy both by hand", dir, d.Path)
+		}
+		f, err := snapshot.OpenLayer(s.Dir(), l)
+		if err != nil {
+			return fmt.Errorf("snapshot %s: %w: %w", dir, snapshot.ErrLayer, err)
+		}
+		if err := f.Close(); err != nil {
+			return err
 		}
 	}
 	return nil

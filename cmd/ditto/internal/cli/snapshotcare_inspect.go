@@ -146,7 +146,8 @@ func namedBytes(s *snapshot.Snapshot) []uint64 {
 }
 
 func describeSnapshotLayer(dir string, l snapshot.Layer, named uint64) snapshotLayer {
-	out := snapshotLayer{Path: snapshot.FindLayer(dir, l), ID: l.ID.String(), Format: l.Format, SizeBytes: l.Size, NamedBytes: named}
+	path, _ := snapshot.FindLayer(dir, l)
+	out := snapshotLayer{Path: path, ID: l.ID.String(), Format: l.Format, SizeBytes: l.Size, NamedBytes: named}
 	f, err := snapshot.OpenLayer(dir, l)
 	if err != nil {
 		out.State, out.Error = "unusable", oneLine(err)

@@ -82,7 +82,7 @@ func (e *Env) removeSnapshot(s snapshot.Entry, folders []string) error {
 		return err
 	}
 	for _, l := range s.Manifest.Layers {
-		path := snapshot.FindLayer(s.Path, l)
+		path, _ := snapshot.FindLayer(s.Path, l)
 		info, err := os.Stat(path)
 		if err != nil || !info.Mode().IsRegular() || info.Mode()&0o222 != 0 {
 			continue // not frozen, or not there

@@ -119,7 +119,8 @@ func relocate(cfg *config.Config, snap *snapshot.Snapshot) error {
 		if !ok {
 			return fmt.Errorf("disk %d: %w: nothing says what %s was", i, snapshot.ErrLayer, d.Path)
 		}
-		if found == d.Path { // where it was; what was brought here was checked then
+		// What was brought here was checked then.
+		if _, brought := snapshot.FindLayer(snap.Dir(), l); !brought {
 			if err := unchanged(snap.Dir(), l); err != nil {
 				return fmt.Errorf("disk %d: %w", i, err)
 			}

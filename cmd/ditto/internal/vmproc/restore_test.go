@@ -102,6 +102,10 @@ func TestRelocate(t *testing.T) {
 	if err := os.Chtimes(stays, time.Time{}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
+	odd := config.Config{Disks: []config.Disk{{Path: filepath.Dir(stays) + "/./" + filepath.Base(stays)}}}
+	if err := relocate(&odd, snap); !errors.Is(err, snapshot.ErrLayer) {
+		t.Errorf("another way to say the path: %v", err)
+	}
 	cfg = config.Config{Disks: []config.Disk{saved}}
 	if err := relocate(&cfg, snap); !errors.Is(err, snapshot.ErrLayer) || Classify(err) != exit.Snapshot || !strings.Contains(err.Error(), "stays was written since") {
 		t.Errorf("%v", err)
