@@ -130,6 +130,9 @@ func (e *Env) save(ctx context.Context, name, dir string, f *snapshotFlags) erro
 	defer progress.close()
 	o.Progress = e.saveProgress(progress, f.asJSON)
 	report, err := remotesave.Call(ctx, vm.OpsSocket(), host, o)
+	if err == nil && isTerminal(e.Stderr) && !f.asJSON {
+		progress.Report(string(vmm.SaveCommit), 1)
+	}
 	progress.close()
 	if err != nil {
 		return saveError(errors.Join(err, e.abandon(ctx, r, vm, host, err)), name, path)
@@ -165,11 +168,16 @@ func (f *snapshotFlags) options(dir string) (o vmm.SaveOptions, path string, err
 // saveProgress returns what hears how far a save is.
 func (e *Env) saveProgress(bar *progress, asJSON bool) func(vmm.SaveProgress) {
 	lines := json.NewEncoder(e.Stdout)
+	var last vmm.SavePhase
 	return func(p vmm.SaveProgress) {
 		switch {
 		case asJSON:
 			_ = lines.Encode(saveProgress{"progress", p.Phase, p.Done, p.Total}) // the result tells a failure
 		case isTerminal(e.Stderr):
+			if last != "" && last != p.Phase {
+				bar.Report(string(last), 1)
+			}
+			last = p.Phase
 			bar.Report(string(p.Phase), float64(p.Done)/float64(max(p.Total, 1)))
 		}
 	}
