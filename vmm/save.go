@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"ditto.vm/guest/boot"
 	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/memory"
@@ -379,11 +380,17 @@ func (m *VM) layerSources() ([]snapshot.LayerSource, error) {
 	if m.naming != nil {
 		return m.naming.Sources(), nil
 	}
+	var files []*boot.Image
+	for _, f := range []*boot.Image{m.source.kernel, m.source.initrd} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
 	var images []*chain.Chain
 	for _, d := range m.disks {
 		images = append(images, d.image)
 	}
-	return naming.Declare(images...)
+	return naming.Declare(files, images...)
 }
 
 // commit makes the snapshot whole.

@@ -1,6 +1,7 @@
 package naming
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ditto.vm/guest/boot"
 	"ditto.vm/images/chain"
 	"ditto.vm/images/index"
 	"ditto.vm/images/layer"
@@ -236,10 +238,14 @@ func TestDeclare(t *testing.T) {
 	c, err := chain.Open(top, chain.Options{})
 	must(t, err)
 	t.Cleanup(func() { must(t, c.Close()) })
-	sources, err := Declare(c)
+	path, content := image(t, 3)
+	sources, err := Declare([]*boot.Image{{Name: path, Reader: bytes.NewReader(content), Size: int64(len(content))}}, c)
 	must(t, err)
+	if l := sources[0]; l.Path != path || l.Size != int64(len(content)) || l.Format != "raw" || l.Stamped != nil {
+		t.Errorf("the kernel: %+v", l.Layer)
+	}
 	var got []string
-	for _, s := range sources {
+	for _, s := range sources[1:] {
 		got = append(got, s.Path+" "+s.Format)
 		if stamp, err := s.Stamped(); err != nil || stamp.Size != s.Size || s.ID.Kind() != layer.Written {
 			t.Errorf("%s: stamp %+v, %v; identity %s", s.Path, stamp, err, s.ID)

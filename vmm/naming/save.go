@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"ditto.vm/guest/boot"
 	"ditto.vm/images/chain"
 	"ditto.vm/images/layer"
 	"ditto.vm/memory/names"
@@ -87,9 +88,20 @@ func (n *Naming) holders(s *source) func(block, blocks uint64) (names.LayerID, u
 	}
 }
 
-// Declare is the layers of disks of a machine whose memory has no names.
-func Declare(disks ...*chain.Chain) ([]snapshot.LayerSource, error) {
+// Declare is the layers of files and disks of a machine whose memory has no
+// names, so that they are found again.
+func Declare(files []*boot.Image, disks ...*chain.Chain) ([]snapshot.LayerSource, error) {
 	var all []snapshot.LayerSource
+	for _, f := range files {
+		path, err := filepath.Abs(f.Name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, snapshot.LayerSource{
+			Layer: snapshot.Layer{ID: layer.NewWritten(), Path: path, Size: f.Size, Format: string(chain.Raw)},
+			Names: names.LayerID(len(all)), Source: f.Reader,
+		})
+	}
 	for _, c := range disks {
 		for _, l := range c.Layers() {
 			path, err := filepath.Abs(l.Path())
@@ -119,7 +131,9 @@ func (n *Naming) Changed() bool {
 
 // Prove proves what can be proven of the names of layers that are still written.
 // All of memory is armed and the prover stands.
-func (n *Naming) Prove(ctx context.Context, workers int) error { return n.prover.ProveAll(ctx, workers) }
+func (n *Naming) Prove(ctx context.Context, workers int) error {
+	return n.prover.ProveAll(ctx, workers)
+}
 
 // Release gives what was armed to the prover, as far as it proves names, and
 // disarms the rest. The prover stands.
