@@ -56,6 +56,9 @@ func (p *Prover) lookAt(n int) (waiting bool, err error) {
 		// The last name has gone: the frame may be large again without us.
 		*w = watch{activity: w.activity}
 		return false, p.tracker.Disarm(frame)
+	case why&memory.ReasonRemap != 0:
+		// To prove what is mapped or missing would bring all of it into memory.
+		return false, nil
 	case !names && (state == memory.FrameLarge || !whole || !p.collapsible(why)):
 		return false, nil
 	case p.left.read <= p.proof.read:

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -250,6 +252,38 @@ func TestProverSmallFrames(t *testing.T) {
 
 // TestProverPartlyPopulated: a frame with holes is proven by pages; once it is
 // full it is made large.
+// TestProverLeavesMapped: names of pages that are mapped from files stay as they
+// are, and the pages where they are.
+func TestProverLeavesMapped(t *testing.T) {
+	s := newStage(t, memory.TrackerWPAsync, 0)
+	s.fill(1)
+	s.read(0, 0, 4)
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, s.disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	frame := memory.Range{Start: memory.LargeFrameSize, Size: memory.LargeFrameSize}
+	if err := s.space.MapFiles(memory.FileRange{Range: frame, File: f}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(pagesOfFrame) {
+		if !s.table.Record(frame.Start+memory.GPA(i*memory.PageSize), OfBlock(s.layer, i)) {
+			t.Fatalf("page %d is not recorded", i)
+		}
+	}
+	s.steps(20)
+	s.want(pagesOfFrame+4, 4)
+	err = s.space.FilesTouched(func(r memory.Range) { t.Errorf("%d pages at %s were brought into memory", r.Size/memory.PageSize, r.Start) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestProverPartlyPopulated(t *testing.T) {
 	s := newStage(t, memory.TrackerWPAsync, 0)
 	s.fill(1)
