@@ -296,6 +296,7 @@ func allowedChecks() map[string]check {
 		"compare memory with a mapping":  {prepare: readMapped},
 		"write a file that was lent":     {prepare: writeLent},
 		"give memory back":               {prepare: discardPages},
+		"restore memory lazily":          {prepare: restoredMemory},
 		"read a disk while it is in use": {prepare: readDisk},
 		"kick a thread": {prepare: after(func(string) error {
 			runtime.LockOSThread()

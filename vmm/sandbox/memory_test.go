@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -114,6 +115,54 @@ func discardPages(string) (func() error, error) {
 	space, _, _, err := guestMemory(memory.TrackerNone)
 	return func() error {
 		return errors.Join(space.WriteAt([]byte{1}, 0), space.Discard(0, memory.LargeFrameSize), space.Clear())
+	}, err
+}
+
+// bytesSource has pages of bytes.
+type bytesSource struct{}
+
+func (bytesSource) ReadPages(_ memory.GFN, dst []byte) error {
+	for i := range dst {
+		dst[i] = 'x'
+	}
+	return nil
+}
+
+func (bytesSource) Row(gfn memory.GFN) memory.Range {
+	return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
+}
+
+// restoredMemory is memory that comes back when the kernel touches it, and is
+// given back and emptied.
+func restoredMemory(dir string) (func() error, error) {
+	const page, frame = memory.PageSize, memory.LargeFrameSize
+	space, _, _, err := guestMemory(memory.TrackerWPAsync)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(filepath.Join(dir, "disk"))
+	if err != nil {
+		return nil, err
+	}
+	if err := space.MapFiles(memory.FileRange{Range: memory.Range{Start: 0, Size: page}, File: f}); err != nil {
+		return nil, err
+	}
+	waiting := space.NewPageSet()
+	waiting.Add(frame, 2*frame)
+	missing, err := space.OpenMissing(bytesSource{}, waiting, memory.MissingOptions{})
+	return func() error {
+		at := uintptr(space.Regions()[0].HVA) + frame
+		local := make([]byte, page)
+		if _, err := unix.ProcessVMReadv(os.Getpid(), []unix.Iovec{{Base: &local[0], Len: page}}, []unix.RemoteIovec{{Base: at, Len: page}}, 0); err != nil {
+			return err
+		}
+		if local[0] != 'x' {
+			return errors.New("the page has other bytes")
+		}
+		if err := missing.Run(context.Background(), 0); err != nil {
+			return err
+		}
+		return errors.Join(space.Prefault(memory.Range{Start: 0, Size: frame}), space.Discard(0, page), space.Discard(frame+page, page), space.Clear(), missing.Close())
 	}, err
 }
 
