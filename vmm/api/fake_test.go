@@ -46,6 +46,7 @@ func (f *fakeMachine) Info() Info {
 func (f *fakeMachine) Stats() (Stats, error) {
 	return Stats{
 		UptimeMs: 1500, Exits: map[string]uint64{"mmio": 3, "io": 1 << 60}, Pages2M: 5, ResidentBytes: 9,
+		Restore: &RestoreStats{Mode: "lazy", MappedBytes: 5, CopiedBytes: 6, MissingBytes: 7, Faults: 8},
 		Tracker: "wp-async", Frames: MemoryFrames{Total: 3, Large: 2, Small: 1, Reasons: map[string]uint64{"balloon": 1}},
 		Names:   MemoryNames{Enabled: true, Counters: map[string]uint64{"named": 7, "named_proven": 6, "refuted": 1}},
 		Devices: []DeviceStats{{Name: "blk0", Kind: "virtio-blk", Counters: map[string]uint64{"reads": 4, "a\"b\n": 1}}, {Name: "rng0", Kind: "virtio-rng"}},

@@ -75,6 +75,7 @@ func (m *metrics) memory(stats Stats) {
 	m.sample(float64(stats.Frames.Small), "state", "small")
 	m.sample(float64(stats.Frames.Empty), "state", "empty")
 	m.counted("ditto_vm_small_frames", "gauge", "Small frames by reason; a frame may have several.", "reason", stats.Frames.Reasons)
+	m.restore(stats.Restore)
 	if !stats.Names.Enabled {
 		return
 	}
@@ -96,6 +97,19 @@ func (m *metrics) counted(name, kind, help, label string, values map[string]uint
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		m.sample(float64(values[key]), label, key)
 	}
+}
+
+// restore writes how memory came out of a snapshot, if it did.
+func (m *metrics) restore(r *RestoreStats) {
+	if r == nil {
+		return
+	}
+	m.family("ditto_vm_restore_bytes", "gauge", "RAM of a restored guest: mapped from files, copied, and still missing.")
+	m.sample(float64(r.MappedBytes), "how", "mapped")
+	m.sample(float64(r.CopiedBytes), "how", "copied")
+	m.sample(float64(r.MissingBytes), "how", "missing")
+	m.family("ditto_vm_restore_faults_total", "counter", "How often a restored guest had to wait for missing pages.")
+	m.sample(float64(r.Faults))
 }
 
 func (m *metrics) devices(devices []DeviceStats) {

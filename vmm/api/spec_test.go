@@ -175,6 +175,7 @@ func TestMetricsFormat(t *testing.T) {
 		"ditto_vm_tracker":           {"wp-async": 1},
 		"ditto_vm_frames":            {"large": 2, "small": 1, "empty": 0},
 		"ditto_vm_small_frames":      {"balloon": 1},
+		"ditto_vm_restore_bytes":     {"mapped": 5, "copied": 6, "missing": 7},
 		"ditto_vm_named_pages":       {"named": 7, "named_proven": 6},
 		"ditto_vm_name_events_total": {"refuted": 1},
 	} {

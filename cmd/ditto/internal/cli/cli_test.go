@@ -79,6 +79,7 @@ func (m *fakeMachine) Stats() (api.Stats, error) {
 	size := max(m.disk, 1<<20)
 	return api.Stats{
 		UptimeMs: 1000, Exits: map[string]uint64{"io": 5}, Pages2M: 1, Pages4K: 512, ResidentBytes: 3 << 20,
+		Restore: &api.RestoreStats{Mode: "lazy", MappedBytes: 2 << 20, CopiedBytes: 4096, MissingBytes: 8192, Faults: 3},
 		Tracker: "wp-async", Frames: api.MemoryFrames{Total: 4, Large: 3, Small: 1, Reasons: map[string]uint64{"tracking": 1, "balloon": 0}},
 		Names:   api.MemoryNames{Enabled: true, Counters: map[string]uint64{"named": 7, "named_proven": 5, "refuted": 1}},
 		Devices: []api.DeviceStats{{Name: "blk0", Counters: map[string]uint64{"read_bytes": 4096, "size_bytes": size}}},
@@ -243,7 +244,7 @@ func TestMachines(t *testing.T) {
 	out = h.want("stats", "a")
 	for _, want := range []string{
 		"exits io", "blk0 read_bytes", "4KiB", "50.0 % with large entries",
-		"wp-async", "3 large, 1 small, 0 empty of 4", "small frames tracking", "7 pages, 5 of them proven", "names refuted",
+		"wp-async", "3 large, 1 small, 0 empty of 4", "small frames tracking", "lazy: 2MiB mapped, 4KiB copied, 8KiB still missing, 3 faults", "7 pages, 5 of them proven", "names refuted",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)

@@ -68,6 +68,10 @@ func statsRows(s api.Stats) [][]string {
 		{"own anonymous memory", humanBytes(s.AnonymousBytes)},
 		{"pages mapped", fmt.Sprintf("%d of 4K, %d of 2M, %d of 1G (%s with large entries)", s.Pages4K, s.Pages2M, s.Pages1G, largeShare(s))},
 	}
+	if r := s.Restore; r != nil {
+		rows = append(rows, []string{"restored", fmt.Sprintf("%s: %s mapped, %s copied, %s still missing, %d faults",
+			r.Mode, humanBytes(r.MappedBytes), humanBytes(r.CopiedBytes), humanBytes(r.MissingBytes), r.Faults)})
+	}
 	rows = append(rows, []string{"tracker", s.Tracker}, []string{"host frames", framesText(s.Frames)})
 	rows = append(rows, countedOnly("small frames ", s.Frames.Reasons)...)
 	if s.Names.Enabled {
