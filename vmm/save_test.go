@@ -237,6 +237,7 @@ type peekTracker struct {
 	// rearm is called before each collection of the lowest region while the
 	// guest runs, with its number; 0 arms.
 	rearm func(n int)
+	peek  func()        // likewise, in the pause
 	dump  *memory.Space // of memory in the pause
 	n     int
 	err   error
@@ -250,6 +251,9 @@ func (p *peekTracker) Collect(r memory.Range, into *memory.PageSet, mode memory.
 		p.n++
 	}
 	if r.Start == 0 && mode == memory.Peek {
+		if p.peek != nil {
+			p.peek()
+		}
 		if p.dump != nil { // another looked too
 			p.err = p.dump.Close()
 		}
@@ -409,6 +413,7 @@ func TestSave(t *testing.T) {
 				report := r.save(name, o)
 				parent = name
 				stop()
+				t.Logf("%+v", report)
 				s := r.open(name)
 				r.check(s, r.watch.takeDump(t))
 				r.checkRuns()
@@ -571,9 +576,16 @@ func TestSaveMeetsWrites(t *testing.T) {
 			if err := errors.Join(r.m.Pause(r.t.Context()), r.m.Resume(r.t.Context())); err != nil {
 				r.t.Error(err)
 			}
+			r.m.mu.Lock()
+			defer r.m.mu.Unlock()
+			if r.m.background.cancel != nil {
+				r.t.Error("the prover may arm frames while memory is saved")
+			}
 		},
 	} {
-		for step := range 3 {
+		// Before each collection, and when all pages were just named.
+		const named = 3
+		for step := range named + 1 {
 			t.Run(fmt.Sprintf("%s/%d", name, step), func(t *testing.T) {
 				r := newSaveRig(t, "spin", nil)
 				r.readAll()
@@ -583,7 +595,12 @@ func TestSaveMeetsWrites(t *testing.T) {
 						do(r)
 					}
 				}
-				r.save("snap", SaveOptions{})
+				var once sync.Once
+				r.save("snap", SaveOptions{Progress: func(p SaveProgress) {
+					if step == named && p.Phase == SaveMemory && p.Done == p.Total/2 {
+						once.Do(func() { do(r) })
+					}
+				}})
 				if r.watch.n < 3 {
 					t.Fatalf("the save has %d collections", r.watch.n)
 				}
@@ -591,6 +608,48 @@ func TestSaveMeetsWrites(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestSaveAfterRestart: a restart that the guest has asked for is no part of a
+// state, and goes first.
+func TestSaveAfterRestart(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	r.watch.peek = func() {
+		if r.m.resetDue.Load() {
+			t.Error("a machine that is to restart was captured")
+		}
+	}
+	var served sync.WaitGroup
+	r.save("snap", SaveOptions{Progress: func(p SaveProgress) {
+		if p.Phase == SavePause {
+			r.m.resetDue.Store(true)
+			served.Go(func() {
+				time.Sleep(5 * captureAgain) // in place of the supervisor
+				r.m.resetDue.Store(false)
+			})
+		}
+	}})
+	served.Wait()
+	r.check(r.open("snap"), r.watch.takeDump(t))
+	r.finish()
+}
+
+// TestSaveDoubts: more pages equal a block than names of it are kept; that it is
+// written later must not change them.
+func TestSaveDoubts(t *testing.T) {
+	r := newSaveRig(t, "spin", func(c *config.Config) { buildIndex(t, c.Disks[0].Path) })
+	for page := range 100 {
+		if err := r.m.mem.WriteAt(r.content[10*memory.PageSize:][:memory.PageSize], r.buffer(page, 1).Start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.watch.rearm = func(n int) {
+		if n == 1 {
+			r.write(10, 500, 1)
+		}
+	}
+	r.save("snap", SaveOptions{})
+	r.check(r.open("snap"), r.watch.takeDump(t))
 }
 
 // equalPages makes pages 5000 to 5003 of the buffers equal.
@@ -721,7 +780,13 @@ func TestSaveStop(t *testing.T) {
 		r := newSaveRig(t, saveSpec, func(c *config.Config) { c.Memory.Names = config.OnOff(names) })
 		r.readAll()
 		r.write(7, 100, 3)
-		report := r.save("snap", SaveOptions{Stop: true})
+		report := r.save("snap", SaveOptions{Stop: true, Progress: func(p SaveProgress) {
+			if p.Phase == SaveCommit {
+				if err := r.m.Resume(t.Context()); !errors.Is(err, api.ErrWrongState) {
+					t.Errorf("what is saved and is to end runs on: %v", err)
+				}
+			}
+		}})
 		exit, err := r.m.Wait(deadline(t))
 		if err != nil || exit.Reason != ExitSaved {
 			t.Fatalf("exit %+v, %v", exit, err)
