@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ditto.vm/cmd/ditto/internal/exit"
-	"ditto.vm/images/disk"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/index"
 	"ditto.vm/images/layer"
 )
@@ -43,13 +43,17 @@ func (e *Env) imageIndexCommand() *cobra.Command {
 bytes. Machines that use the image then know its blocks in their memory however
 they came there. The index takes half a hundredth of what the image stores.
 
+The image may be raw or qcow2. One that is stacked on others is indexed as a guest
+reads it through all of them; machines use the indexes of all images of a stack.
+
 Index images that no longer change: base images below others, disks that are
-opened read-only. An image that a machine writes is refused, and an index whose
+opened read-only, disks that a snapshot has frozen. An image that a machine writes is refused, and an index whose
 image was changed is not used by machines; --check tells whether it fits.
 
 An index that fits is left alone. One that was interrupted goes on where it was.`,
 		Example: `  ditto image index base.img
   ditto image index --check base.img
+  ditto image index web.monday.qcow2
   ditto image index base.img --json | jq .layer_id`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -97,31 +101,24 @@ func (i imageIndex) String() string {
 	return s
 }
 
-// indexJob is an image that is being indexed. The image is locked against
-// writers meanwhile.
+// indexJob is an image that is being indexed, as a guest reads it. The image and
+// what it is stacked on are locked against writers meanwhile.
 type indexJob struct {
 	path  string
-	image *disk.Raw
-	src   *layer.File
+	image *chain.Chain
+	src   *chain.Layer
 }
 
 func openIndexJob(path string) (*indexJob, error) {
-	image, err := disk.Open(path, disk.Options{ReadOnly: true})
+	image, err := chain.Open(path, chain.Options{ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}
-	src, err := layer.OpenFile(path)
-	if err != nil {
-		return nil, errors.Join(err, image.Close())
-	}
-	return &indexJob{path, image, src}, nil
+	return &indexJob{path, image, image.Layers()[0]}, nil
 }
 
 // close lets go of the image. It was only read, so nothing can be lost.
-func (j *indexJob) close() {
-	_ = j.src.Close()
-	_ = j.image.Close()
-}
+func (j *indexJob) close() { _ = j.image.Close() }
 
 // existing describes the index that is there, or says why it cannot be used.
 func (j *indexJob) existing() (imageIndex, error) {

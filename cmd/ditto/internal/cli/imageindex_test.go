@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
+	"ditto.vm/images/layer"
 )
 
 // writeImage makes an image of random blocks with a hole.
@@ -90,6 +94,51 @@ func TestImageIndex(t *testing.T) {
 	}
 	fail("qcow2", qcow2)
 	fail("/absent", "/absent")
+}
+
+// TestImageIndexOfAStack: an overlay is indexed as a guest reads it, and so has
+// the identity of a raw image that reads the same.
+func TestImageIndexOfAStack(t *testing.T) {
+	h := newHost(t)
+	dir := t.TempDir()
+	base, top, flat := filepath.Join(dir, "base.img"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "flat.img")
+	writeImage(t, base)
+	if err := chain.CreateOverlay(top, base, chain.Raw, 6<<20); err != nil {
+		t.Fatal(err)
+	}
+	c, err := chain.Open(top, chain.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := bytes.Repeat([]byte{7}, 4096)
+	for _, at := range []int64{1 << 20, 4 << 20, 6<<20 - 4096} {
+		if err := c.WriteAtv([][]byte{block}, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(chain.Convert(t.Context(), c, flat, chain.Raw, nil), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]layer.ID{}
+	for _, path := range []string{top, flat, base} {
+		var got imageIndex
+		if err := json.Unmarshal([]byte(h.want("image", "index", "--json", path)), &got); err != nil {
+			t.Fatal(err)
+		}
+		ids[path] = got.LayerID
+		h.want("image", "index", "--check", path)
+	}
+	if ids[top] != ids[flat] || ids[top] == ids[base] {
+		t.Errorf("identities %v", ids)
+	}
+	// What is below belongs to it.
+	now := time.Now()
+	if err := os.Chtimes(base, now, now); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := h.do("image", "index", "--check", top); code != exit.Disk || !strings.Contains(errs, "stale") {
+		t.Errorf("code %d, %s", code, errs)
+	}
 }
 
 // TestImageIndexInterrupted: Ctrl-C leaves what was done and says how to go on.
