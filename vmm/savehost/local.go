@@ -31,6 +31,7 @@ type Local struct {
 	check   func(OverlayRequest) error
 	parents map[string]string // folders by what the machine calls them
 	frozen  map[int]*frozen   // by disk
+	whole   bool              // the snapshot has its name
 }
 
 // frozen is a disk that was frozen for the save.
@@ -238,11 +239,21 @@ func openFile(path string, flags int) (int, error) {
 	}
 }
 
+// Commit implements [Host]. From then on the snapshot needs the disks as they are.
+func (l *Local) Commit() error {
+	err := l.Target.Commit()
+	l.whole = err == nil
+	return err
+}
+
 // DropOverlay implements [Host].
 func (l *Local) DropOverlay(disk int) error {
 	f, ok := l.frozen[disk]
 	if !ok {
 		return nil
+	}
+	if l.whole {
+		return fmt.Errorf("disk %s stays frozen: %s needs it", f.below, l.path)
 	}
 	delete(l.frozen, disk)
 	err := f.thaw()
@@ -252,21 +263,26 @@ func (l *Local) DropOverlay(disk int) error {
 	return err
 }
 
-// Abandon undoes what was done for a machine that is gone before the snapshot
-// was complete. An overlay that was written to holds what the machine wrote
-// last: it stays, with the disk below it frozen, and its path is returned.
-func (l *Local) Abandon() (kept []string, err error) {
+// Abandon undoes what was done for a machine that is gone. If the snapshot is
+// whole already it stays, and so do the disks that it needs and the overlays.
+// Otherwise only an overlay that was written to stays, with the disk below it
+// frozen: it holds what the machine wrote last. The paths of overlays that stay
+// are returned.
+func (l *Local) Abandon() (whole bool, kept []string, err error) {
 	errs := []error{l.Abort()}
 	for disk, f := range l.frozen {
-		if f.overlay != "" {
-			now, err := os.Stat(f.overlay)
-			if err != nil || !now.ModTime().Equal(f.stamp.ModTime()) || now.Size() != f.stamp.Size() {
-				kept = append(kept, f.overlay)
-				continue
-			}
+		if f.overlay != "" && (l.whole || f.written()) {
+			kept = append(kept, f.overlay)
+		} else if !l.whole {
+			errs = append(errs, l.DropOverlay(disk))
 		}
-		errs = append(errs, l.DropOverlay(disk))
 	}
 	slices.Sort(kept)
-	return kept, errors.Join(errs...)
+	return l.whole, kept, errors.Join(errs...)
+}
+
+// written tells whether the overlay is not as it was made.
+func (f *frozen) written() bool {
+	now, err := os.Stat(f.overlay)
+	return err != nil || !now.ModTime().Equal(f.stamp.ModTime()) || now.Size() != f.stamp.Size()
 }

@@ -193,9 +193,12 @@ func (e *Env) abandon(ctx context.Context, r *registry.Registry, vm registry.VM,
 		// It may still use the overlays.
 		return errors.Join(err, host.Abort())
 	}
-	kept, err := host.Abandon()
+	whole, kept, err := host.Abandon()
 	if len(kept) > 0 {
 		err = errors.Join(err, fmt.Errorf("what it wrote last is in %v", kept))
+	}
+	if whole {
+		return errors.Join(fmt.Errorf("%s ended just when it was saved%s: the snapshot is whole", vm.Name, howEnded(r, vm.Name)), err)
 	}
 	return errors.Join(fmt.Errorf("%s ended before it was saved%s", vm.Name, howEnded(r, vm.Name)), err)
 }
