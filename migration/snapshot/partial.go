@@ -97,8 +97,17 @@ func (f *Folder) Commit() error {
 	if err != nil {
 		return fmt.Errorf("give it its name: %w", err)
 	}
+	if err := SyncDir(filepath.Dir(f.path)); err != nil {
+		// Whoever hears that it failed goes on as if there was none, and may write
+		// what it names.
+		if back := os.Rename(f.path, f.temporary); back != nil {
+			f.temporary = ""
+			err = errors.Join(err, fmt.Errorf("and it has its name: %w", back))
+		}
+		return err
+	}
 	f.temporary = ""
-	return errors.Join(f.dir.Close(), SyncDir(filepath.Dir(f.path)))
+	return f.dir.Close()
 }
 
 // Abort removes the folder. After Commit it does nothing.
