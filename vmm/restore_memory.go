@@ -28,8 +28,8 @@ import (
 // Beside the guest it fetches what is missing, writes down what the guest touched
 // first, and teaches the table of names what pages equal.
 type restored struct {
-	snapshot *snapshot.Snapshot // nil when nothing depends on it any more
-	dir      string             // of the snapshot
+	snapshot *snapshot.Snapshot
+	dir      string // of the snapshot
 	mode     RestoreMode
 	log      *slog.Logger
 	mem      *memory.Space
@@ -48,9 +48,10 @@ type restored struct {
 	teaching sync.Mutex // guards taught
 	taught   int        // how many runs of blocks were
 
-	prefetch sync.WaitGroup
-	stop     context.CancelFunc // of the prefetch
-	done     atomic.Bool        // nothing depends on the snapshot but what is mapped
+	prefetched chan struct{}      // closed when that is done; nil for none
+	stop       context.CancelFunc // of the prefetch
+	done       atomic.Bool        // nothing depends on the snapshot but what is mapped
+	closed     atomic.Bool
 }
 
 // What is mapped: each row costs a mapping and some microseconds at the restore,
@@ -74,13 +75,20 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 	if r.mode == RestoreEager {
 		return r.load(ctx)
 	}
-	plan, err := r.snapshot.Plan(ctx, snapshot.PlanOptions{MinPages: mapMinPages, MaxMappings: mapMost})
+	plan, err := r.snapshot.Plan(ctx, snapshot.PlanOptions{MinPages: mapMinPages, MaxMappings: mapMost, Copied: r.bootFiles()})
 	if err != nil {
 		return err
 	}
 	err = r.mem.MapFiles(plan.Maps...)
 	if errors.Is(err, memory.ErrNotPrivate) {
 		m.log.Warn("memory is read before the guest runs, since it cannot be mapped", "err", err, "cure", "use --memory anonymous without --hugepages 2M or 1G, or --eager if that is meant")
+		return r.load(ctx)
+	}
+	if errors.Is(err, unix.ENOMEM) {
+		m.log.Warn("memory is read before the guest runs, since the process may have no more mappings", "err", err, "cure", "raise vm.max_map_count")
+		if err := r.mem.Clear(); err != nil {
+			return err
+		}
 		return r.load(ctx)
 	}
 	if err != nil {
@@ -192,48 +200,83 @@ func (r *restored) run(ctx context.Context) {
 			return
 		}
 	}
-	r.prefetch.Wait()
+	if r.prefetched != nil {
+		select {
+		case <-r.prefetched:
+		case <-ctx.Done():
+			return
+		}
+	}
 	if r.teach(ctx) {
 		r.finish()
 	}
 }
 
-// finish lets the snapshot go, and the memory that it takes to know it: what is
-// mapped needs neither.
+// finish gives back what is known of the snapshot: what is mapped stays so, and
+// keeps its layers from being written.
 func (r *restored) finish() {
-	r.done.Store(true)
-	if err := r.end(); err != nil {
+	r.teaching.Lock()
+	defer r.teaching.Unlock()
+	if r.done.Swap(true) {
+		return
+	}
+	r.layers = nil
+	if r.pages != nil {
+		r.pages.Close()
+	}
+	if err := r.snapshot.Retire(); err != nil {
 		r.log.Warn("close the snapshot that was restored", "err", err)
 	}
 }
 
-// end closes the snapshot. Twice is once.
-func (r *restored) end() error {
-	r.teaching.Lock()
-	defer r.teaching.Unlock()
-	if r.snapshot == nil {
-		return nil
+// restart says that the guest begins anew, with empty memory. Background work
+// stands still.
+func (r *restored) restart() {
+	if err := r.endRecord(); err != nil {
+		r.log.Warn("what the guest touched first is not recorded for the next restore", "err", err)
 	}
-	if r.pages != nil {
-		r.pages.Close()
+	r.halt()
+	r.finish()
+}
+
+// halt ends the prefetch.
+func (r *restored) halt() {
+	if r.prefetched != nil {
+		r.stop()
+		<-r.prefetched
 	}
-	err := r.snapshot.Close()
-	r.snapshot, r.layers = nil, nil
-	return err
 }
 
 // close ends everything. Nobody touches memory any more.
 func (r *restored) close() error {
-	if r.stop != nil {
-		r.stop()
+	if r.closed.Swap(true) {
+		return nil
 	}
-	r.prefetch.Wait()
-	var errs []error
-	errs = append(errs, r.endRecord())
+	r.halt()
+	errs := []error{r.endRecord()}
 	if r.missing != nil {
 		errs = append(errs, r.missing.Close())
 	}
-	return errors.Join(append(errs, r.end())...)
+	if r.pages != nil {
+		r.pages.Close()
+	}
+	return errors.Join(append(errs, r.snapshot.Close())...)
+}
+
+// bootFiles returns which layers are what the guest boots: other than disks, such
+// files are written without being locked, so that nothing is mapped from them.
+func (r *restored) bootFiles() func(of *snapshot.Snapshot, layer int) bool {
+	files := map[fileID]bool{}
+	for _, path := range []string{r.vm.cfg.Kernel, r.vm.cfg.Initrd} {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil {
+			files[fileID{st.Dev, st.Ino}] = true
+		}
+	}
+	return func(of *snapshot.Snapshot, layer int) bool {
+		stamp, err := of.LayerStamp(layer)
+		return err == nil && files[fileID{stamp.Device, stamp.Inode}]
+	}
 }
 
 // stats is what became of memory.

@@ -65,7 +65,7 @@ const teachAtOnce = 256
 func (r *restored) teach(ctx context.Context) bool {
 	r.teaching.Lock()
 	defer r.teaching.Unlock()
-	if r.vm.naming == nil || r.snapshot == nil {
+	if r.vm.naming == nil || r.done.Load() {
 		return true
 	}
 	table, n := r.vm.naming.Table(), 0

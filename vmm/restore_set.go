@@ -110,13 +110,14 @@ func (r *restored) beginPrefetch() {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	r.stop = stop
-	r.prefetch.Go(func() {
+	r.stop, r.prefetched = stop, make(chan struct{})
+	go func() {
+		defer close(r.prefetched)
 		err := eachPiece(ctx, prefetchHands, pieces(runs, prefetchPiece), func(piece memory.Range) error { return r.bring(ctx, piece) })
 		if err != nil && ctx.Err() == nil {
 			r.log.Warn("not all is prefetched", "err", err)
 		}
-	})
+	}()
 }
 
 // bring brings pages into memory.

@@ -269,7 +269,7 @@ func TestRestoreRestarts(t *testing.T) {
 		runUntil(t, m, 100)
 		m.request(requestReset)
 		await(t, ctx, "restart", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.resets > 0 })
-		if s := m.restored.stats(); s.MissingBytes != 0 {
+		if s := m.restored.stats(); s.MissingBytes != 0 || !m.restored.done.Load() {
 			t.Errorf("after the restart %+v", s)
 		}
 		usage, err := m.mem.HostUsage()
@@ -456,7 +456,7 @@ func TestRestoreRecords(t *testing.T) {
 				t.Fatal(err)
 			}
 			m = restoreFrom(t, dir, SnapshotOptions{Config: c, Mode: RestorePrefetch})
-			m.restored.prefetch.Wait()
+			<-m.restored.prefetched
 			after := m.restored.stats()
 			there, all := m.mem.NewPageSet(), uint64(0)
 			if err := m.mem.FilesTouched(func(r memory.Range) { there.Add(r.Start, r.Size) }); err != nil {
@@ -608,6 +608,13 @@ func TestRestoreNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		holds = append(holds, s.Manifest().Holds)
+		// Were the disk the kernel, nothing would be mapped from it.
+		for path, copied := range map[string]bool{c.Disks[0].Path: true, dir: false} {
+			other := restored{vm: &VM{cfg: config.Config{Kernel: path}}}
+			if got := other.bootFiles()(s, 0); got != copied {
+				t.Errorf("a disk with the kernel %s: copied %v", path, got)
+			}
+		}
 		s.Close()
 	}
 	// The page of the generation ID may differ.

@@ -76,6 +76,9 @@ func (m *VM) restart() error {
 	if err := m.pci.reset(); err != nil {
 		return err
 	}
+	if m.restored != nil {
+		m.restored.restart()
+	}
 	// Memory before the platform, which puts the generation ID there.
 	if err := m.mem.Clear(); err != nil {
 		return err

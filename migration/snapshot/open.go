@@ -300,6 +300,23 @@ func (s *Snapshot) Close() error {
 	return errors.Join(errs...)
 }
 
+// Retire gives back what reading pages takes, of the snapshot and its ancestors:
+// after a restore that is complete. The layers stay open until Close, and so
+// nobody writes what is mapped. Nothing else may be asked of it any more.
+func (s *Snapshot) Retire() error {
+	var errs []error
+	for ; s != nil; s = s.parent {
+		for _, f := range []**os.File{&s.digests, &s.pages} {
+			if *f != nil {
+				errs = append(errs, (*f).Close())
+				*f = nil
+			}
+		}
+		s.p, s.flat, s.sections = nil, nil, nil
+	}
+	return errors.Join(errs...)
+}
+
 // ID returns the snapshot's identity.
 func (s *Snapshot) ID() ID { return s.id }
 

@@ -12,9 +12,10 @@ import (
 // Pages reads pages for a lazy restore, from any goroutine. It implements
 // [memory.PageSource].
 type Pages struct {
-	mu   sync.Mutex // guards what follows
-	s    *Snapshot  // nil when it is closed
-	free []*Reader
+	mu    sync.Mutex // guards what follows
+	s     *Snapshot  // nil when it is closed
+	free  []*Reader
+	users sync.WaitGroup // who reads
 }
 
 // freeReaders bounds the readers that are kept, and with them what they hold.
@@ -23,42 +24,53 @@ const freeReaders = 4
 // Pages returns what reads the snapshot's memory.
 func (s *Snapshot) Pages() *Pages { return &Pages{s: s} }
 
-// Close gives back what is held for reading. Nothing can be read any more.
+// Close gives back what is held for reading, when nobody reads any more. Nothing
+// can be read after it.
 func (p *Pages) Close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, r := range p.free {
 		r.Close()
 	}
 	p.free, p.s = nil, nil
+	p.mu.Unlock()
+	p.users.Wait()
 }
 
 var errClosed = errors.New("the snapshot is closed")
 
+// begin returns the snapshot and counts its user until done is called. It is nil
+// when the snapshot is closed.
+func (p *Pages) begin() *Snapshot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.s != nil {
+		p.users.Add(1)
+	}
+	return p.s
+}
+
 // ReadPages implements [memory.PageSource]. The bytes are proven as those of
 // [Reader.ReadPage] are.
 func (p *Pages) ReadPages(gfn memory.GFN, dst []byte) error {
-	r := p.reader()
-	if r == nil {
+	s := p.begin()
+	if s == nil {
 		return errClosed
 	}
+	defer p.users.Done()
+	r := p.reader(s)
 	defer p.keep(r)
 	return r.ReadPages(gfn, dst)
 }
 
-// reader returns a reader, nil when the snapshot is closed.
-func (p *Pages) reader() *Reader {
+func (p *Pages) reader(s *Snapshot) *Reader {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.s == nil {
-		return nil
-	}
 	if n := len(p.free); n > 0 {
 		r := p.free[n-1]
 		p.free = p.free[:n-1]
 		return r
 	}
-	return p.s.NewReader()
+	return s.NewReader()
 }
 
 func (p *Pages) keep(r *Reader) {
@@ -74,12 +86,11 @@ func (p *Pages) keep(r *Reader) {
 // Row implements [memory.PageSource]: pages that are stored one after the other,
 // in one frame where they are compressed.
 func (p *Pages) Row(gfn memory.GFN) memory.Range {
-	p.mu.Lock()
-	s := p.s
-	p.mu.Unlock()
+	s := p.begin()
 	if s == nil {
 		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
 	}
+	defer p.users.Done()
 	f, ok := s.runOf(gfn)
 	if !ok || f.Kind != Unique && f.Kind != Block {
 		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}

@@ -30,6 +30,9 @@ type PlanOptions struct {
 	// MaxMappings bounds the rows that are mapped: the longest are. Zero means
 	// 16384.
 	MaxMappings int
+	// Copied says of a layer of the snapshot or of an ancestor that pages are not
+	// to be mapped from it: somebody may write it. Nil is for none.
+	Copied func(of *Snapshot, layer int) bool
 }
 
 const defaultMappings = 16384
@@ -43,7 +46,7 @@ func (s *Snapshot) Plan(ctx context.Context, o PlanOptions) (*Plan, error) {
 	if o.MaxMappings <= 0 {
 		o.MaxMappings = defaultMappings
 	}
-	p := &planning{Plan: Plan{Copy: memory.NewPageSet(s.m.regions())}, o: o}
+	p := &planning{Plan: Plan{Copy: memory.NewPageSet(s.m.regions())}, o: o, copied: make(map[layerKey]bool)}
 	for i := range s.runs() {
 		if err := p.plan(s.run(i)); err != nil {
 			return nil, fmt.Errorf("plan the restore of %s: %w", s.dir, err)
@@ -63,6 +66,30 @@ type planning struct {
 	Plan
 	o   PlanOptions
 	row memory.FileRange // to be mapped, of size zero for none
+	// copied keeps what was said of layers.
+	copied map[layerKey]bool
+}
+
+// layerKey is a layer of a snapshot of a chain.
+type layerKey struct {
+	of    *Snapshot
+	layer int
+}
+
+// mappable returns what a run's layer can be mapped by, if it may be.
+func (p *planning) mappable(f flatRun) (Extenter, bool, error) {
+	file, err := f.src.layer(f.Layer)
+	if err != nil {
+		return nil, false, err
+	}
+	key := layerKey{f.src, f.Layer}
+	copied, ok := p.copied[key]
+	if !ok {
+		copied = p.o.Copied != nil && p.o.Copied(f.src, f.Layer)
+		p.copied[key] = copied
+	}
+	layer, ok := file.(Extenter)
+	return layer, ok && !copied, nil
 }
 
 // plan adds a run.
@@ -82,11 +109,10 @@ func (p *planning) plan(f flatRun) error {
 
 // blocks adds a run of blocks, to be mapped as far as their layer can be.
 func (p *planning) blocks(f flatRun) error {
-	file, err := f.src.layer(f.Layer)
+	layer, ok, err := p.mappable(f)
 	if err != nil {
 		return err
 	}
-	layer, ok := file.(Extenter)
 	for r := f.Run; ; {
 		part := r.Range()
 		if !ok {

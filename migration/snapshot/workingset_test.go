@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/zeebo/xxh3"
 
+	"ditto.vm/images/chain"
+	"ditto.vm/images/disk"
 	"ditto.vm/memory"
 )
 
@@ -176,5 +178,44 @@ func TestPages(t *testing.T) {
 		if err := pages.ReadPages(0, buf[:100]); !errors.Is(err, memory.ErrOutOfRange) {
 			t.Errorf("a part of a page: %v", err)
 		}
+	}
+}
+
+// TestRetire: a snapshot that is not read any more keeps its layers from being
+// written, and what is mapped readable.
+func TestRetire(t *testing.T) {
+	s := newScene(t, 31, 1<<20)
+	for i := range 20 {
+		copy(s.page(memory.GFN(10+i)), s.content[i*memory.PageSize:])
+	}
+	s.fill(s.page(100))
+	s.save("snap", s.options(None), Capture{Map: s.pass(false)})
+	last := s.open("snap")
+	plan, err := last.Plan(t.Context(), PlanOptions{Copied: func(*Snapshot, int) bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan.Copy.CountIn(memory.GFN(10).GPA(), 20*memory.PageSize) != 20 {
+		t.Error("a layer is mapped that may be written")
+	}
+	if plan, err = last.Plan(t.Context(), PlanOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	space := newSpace(t, s.space.Size())
+	if err := space.MapFiles(plan.Maps...); err != nil {
+		t.Fatal(err)
+	}
+	if plan.Copied > 0 {
+		t.Errorf("%d bytes are copied", plan.Copied)
+	}
+	if err := last.Retire(); err != nil {
+		t.Fatal(err)
+	}
+	s.compare(space)
+	if _, err := chain.Open(s.path, chain.Options{Format: chain.Raw, AnyLength: true}); !errors.Is(err, disk.ErrLocked) {
+		t.Errorf("a layer that is mapped could be opened for writing: %v", err)
+	}
+	if err := last.Close(); err != nil {
+		t.Error(err)
 	}
 }
