@@ -153,7 +153,7 @@ func (s *saving) save(ctx context.Context) (SaveReport, error) {
 	}
 	defer done()
 	if err := s.run(ctx); err != nil {
-		return SaveReport{}, errors.Join(err, s.undo(context.WithoutCancel(ctx)))
+		return SaveReport{}, errors.Join(err, s.undo(context.WithoutCancel(ctx), err))
 	}
 	if s.o.Stop {
 		s.m.end(Exit{Reason: ExitSaved})

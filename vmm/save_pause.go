@@ -216,8 +216,12 @@ func (s *saving) thaw(t *top) error {
 }
 
 // undo lets the VM go on as if there had been no save, and removes what is there
-// of the snapshot.
-func (s *saving) undo(ctx context.Context) error {
+// of the snapshot. If it may be complete all the same, the disks go on in their
+// overlays, so that what it needs stays as it is.
+func (s *saving) undo(ctx context.Context, why error) error {
+	if errors.Is(why, savehost.ErrInDoubt) && !s.o.Stop {
+		return errors.New("the disks are written to their new overlays now, in case it is")
+	}
 	errs := []error{s.undoPause(ctx), s.abort()}
 	for _, t := range s.tops {
 		for _, fd := range []int{t.overlay.FD, t.overlay.Buffered} {

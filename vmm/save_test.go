@@ -975,6 +975,33 @@ func TestSaveFails(t *testing.T) {
 	}
 }
 
+// TestSaveInDoubt: a snapshot that may be complete keeps what it needs.
+func TestSaveInDoubt(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	r.readAll()
+	host := &hookHost{SaveHost: r.local("snap", "")}
+	host.hook = func(what string) error {
+		if what != "commit" {
+			return nil
+		}
+		return errors.Join(host.SaveHost.Commit(), savehost.ErrInDoubt)
+	}
+	if _, err := r.m.Save(deadline(t), host, SaveOptions{}); !errors.Is(err, savehost.ErrInDoubt) {
+		t.Fatal(err)
+	}
+	r.checkRuns()
+	r.write(9, 20, 3)
+	if got := r.images(); len(got) != 2 {
+		t.Errorf("the disk is %v", got)
+	}
+	s := r.open("snap")
+	r.check(s, r.watch.takeDump(t))
+	if err := s.CheckLayers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r.finish()
+}
+
 // TestSaveCanceled: a save that is canceled at any time leaves nothing.
 func TestSaveCanceled(t *testing.T) {
 	r := newSaveRig(t, saveSpec, nil)

@@ -2,11 +2,16 @@ package savehost
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"ditto.vm/images/chain"
 	"ditto.vm/migration/snapshot"
 )
+
+// ErrInDoubt is wrapped by an error of Commit when it is not known whether the
+// snapshot is complete: who was asked is gone. What it may need must not change.
+var ErrInDoubt = errors.New("it is not known whether the snapshot is complete")
 
 // Host does for a save what the machine's process has no right to. Its methods
 // are called by one goroutine at a time.

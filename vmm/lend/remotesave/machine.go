@@ -3,6 +3,7 @@ package remotesave
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -107,7 +108,13 @@ func checkNew(f *os.File) error {
 }
 
 // Commit implements snapshot.Target.
-func (h *host) Commit() error { return h.do(askCommit, nil) }
+func (h *host) Commit() error {
+	err := h.do(askCommit, nil)
+	if errors.Is(err, lend.ErrGone) {
+		err = fmt.Errorf("%w: %w", savehost.ErrInDoubt, err)
+	}
+	return err
+}
 
 // Abort implements snapshot.Target.
 func (h *host) Abort() error { return h.do(askAbort, nil) }
