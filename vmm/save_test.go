@@ -1189,7 +1189,20 @@ func TestSaveLetsGo(t *testing.T) {
 		if err := r.m.Pause(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		large := func() int {
+			if r.m.frames == nil {
+				return 0
+			}
+			if err := r.m.refreshFrames(); err != nil {
+				t.Fatal(err)
+			}
+			return r.m.frames.Census().Large()
+		}
+		before := large()
 		r.save("snap", SaveOptions{})
+		if after := large(); after < before {
+			t.Errorf("%d frames are large after a save that met no writes, %d were before", after, before)
+		}
 		written := r.m.mem.NewPageSet()
 		if err := r.watch.Tracker.Collect(r.m.mem.Regions()[0].Range, written, memory.Peek); err != nil {
 			t.Fatal(err)
