@@ -17,7 +17,9 @@
 // drop them; [VM.Start] loads the kernel and enters the guest; [VM.Wait] returns
 // when the guest has ended for good, with everything joined; [VM.Close] frees
 // the memory and descriptors. [VM.SaveState] writes down what a paused VM is apart
-// from its memory, and [Restore] makes a paused VM of it.
+// from its memory, and [Restore] makes a paused VM of it. [VM.Save] makes a
+// snapshot of all of it while the guest runs, with the help of a process that has
+// the rights to (package savehost).
 //
 //	created --Start--> running <--Pause/Resume--> paused <--Restore
 //	                      \__________________________/

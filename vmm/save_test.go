@@ -44,8 +44,6 @@ type saveRig struct {
 	watch   *peekTracker
 }
 
-const saveRAM = 128 << 20
-
 // saveSpec is a guest that writes 16 MiB as fast as it can.
 const saveSpec = "memwriter:size=16M,words=8,order=random,seed=3"
 

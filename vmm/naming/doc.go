@@ -7,6 +7,15 @@
 //	                                    |                             |
 //	                                    +--> memory.Tracker <--- names.Prover
 //
+// A disk is a chain of images. Each of them is a layer of its own, which reads the
+// same at the same offsets whatever is stacked on it, and with an index beside it
+// names pages that came from anywhere. I/O is that of the top; when that is frozen
+// under a new one its names stay, and I/O is the new one's:
+//
+//	base.img      immutable, has an index      layer 0
+//	web.qcow2     the top until a save         layer 1  <- names of I/O until then
+//	web.snap.qcow2  the top since              layer 2  <- and from then on
+//
 // The order of a VM's life:
 //
 //	New             after the tracker was opened; it takes the tracker's place as
@@ -15,5 +24,7 @@
 //	AddFile         once; Loaded after every load of it into memory
 //	Start, Stop     the prover; it may run while the VM is paused
 //	Settle          on the paused VM, devices drained: then what is proven is true
+//	Prove, Sources, Changed, Release   a save asks for, with the prover stopped
+//	Stacked, Frozen                    the disk's top is not written any more
 //	Close           after the last device has stopped and before the Space closes
 package naming

@@ -13,7 +13,8 @@ import (
 	"ditto.vm/migration/snapshot"
 )
 
-// ErrChanged: an image that memory is named after was changed by somebody else.
+// ErrChanged is wrapped when somebody else has changed an image that memory is
+// named after.
 var ErrChanged = errors.New("a disk or one of its indexes was changed by another program; the machine does not use it to name memory any more")
 
 // Sources are the layers that a snapshot may name pages by, if the machine's
