@@ -205,11 +205,11 @@ func (l *layout) check(t *testing.T) {
 // TestMissing: memory is what it must be, whoever touches it in whatever order,
 // while it is filled and given back and the runtime collects garbage.
 func TestMissing(t *testing.T) {
-	for _, track := range []bool{false, true} {
-		t.Run(fmt.Sprintf("track=%v", track), func(t *testing.T) {
+	for _, track := range []string{"never", "before", "later"} {
+		t.Run("track "+track, func(t *testing.T) {
 			l := newLayout(t, memory.Config{Size: 16 * frame}, 7)
-			m := missing(t, l.space, l.src, l.waiting, memory.MissingOptions{TrackWrites: track})
-			if track {
+			m := missing(t, l.space, l.src, l.waiting, memory.MissingOptions{TrackWrites: track == "before"})
+			if track != "never" {
 				open(t, l.space, memory.TrackerWPAsync)
 			}
 			before := m.Stats()
@@ -572,6 +572,30 @@ func TestMissingRecorded(t *testing.T) {
 	got := m.Recorded()
 	if n := got.Count(); n != 3 || !got.Has(5*page) || !got.Has(100*page) || !got.Has(101*page) {
 		t.Errorf("%d pages are recorded", n)
+	}
+}
+
+// TestMissingWritten: a page that was written before it was said to be missing
+// keeps what was written.
+func TestMissingWritten(t *testing.T) {
+	s := newSpace(t, memory.Config{Size: frame, HugePages: memory.HugePagesOff})
+	src := &patterned{row: 32}
+	if err := s.WriteAt([]byte("written"), 40*page); err != nil {
+		t.Fatal(err)
+	}
+	m := missing(t, s, src, []memory.Range{{Start: 0, Size: frame}}, memory.MissingOptions{})
+	if err := m.Run(t.Context(), 0); err != nil || !m.Done() {
+		t.Fatal(err)
+	}
+	for _, gfn := range []memory.GFN{39, 40, 41} {
+		want := src.page(gfn)
+		if gfn == 40 {
+			clear(want)
+			copy(want, "written")
+		}
+		if got, err := s.View(gfn.GPA(), page); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("page %s is another, %v", gfn, err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package memory_test
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -131,6 +132,86 @@ func TestMapFilesHoles(t *testing.T) {
 	}
 	if usage, err := s.HostUsage(); err != nil || usage.VMAs != 1 {
 		t.Errorf("%d mappings at the end, %v", usage.VMAs, err)
+	}
+}
+
+// heard is an observer that notes what it is told.
+type heard struct{ written, remapped *memory.PageSet }
+
+func (h heard) HostWrite(gpa memory.GPA, n uint64) { h.written.Add(gpa, n) }
+
+func (h heard) Remapped(r memory.Range) error {
+	h.remapped.Add(r.Start, r.Size)
+	return nil
+}
+
+// TestMapFilesTells: the tracker hears of every new mapping, and of what was
+// given back.
+func TestMapFilesTells(t *testing.T) {
+	l := newLayout(t, memory.Config{Size: 4 * frame}, 23)
+	h := heard{l.space.NewPageSet(), l.space.NewPageSet()}
+	l.space.SetObserver(h)
+	defer l.space.SetObserver(nil)
+	told := func(what string, mapped, written memory.Range) {
+		t.Helper()
+		for set, want := range map[*memory.PageSet]memory.Range{h.remapped: mapped, h.written: written} {
+			if n := set.Count(); n != want.Size/page || set.CountIn(want.Start, want.Size) != n {
+				t.Errorf("%s: told of %d pages, want %d", what, n, want.Size/page)
+			}
+			set.Clear()
+		}
+	}
+	again, err := os.Open(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	row := memory.Range{Start: l.mapped[0].Start, Size: 2 * page}
+	if err := l.space.MapFiles(memory.FileRange{Range: row, File: again}); err != nil {
+		t.Fatal(err)
+	}
+	told("mapped", row, memory.Range{})
+	if err := l.space.Discard(row.Start, row.Size); err != nil {
+		t.Fatal(err)
+	}
+	told("given back", row, row)
+	if err := l.space.Discard(row.Start, row.Size); err != nil {
+		t.Fatal(err)
+	}
+	told("given back again", memory.Range{}, row)
+	if err := l.space.Clear(); err != nil {
+		t.Fatal(err)
+	}
+	told("emptied", l.space.Regions()[0].Range, l.space.Regions()[0].Range)
+}
+
+// TestDiscardMeetsCollect: a tracker that looks while mapped and missing pages are
+// given back never finds memory that it does not know.
+func TestDiscardMeetsCollect(t *testing.T) {
+	l := newLayout(t, memory.Config{Size: 8 * frame}, 29)
+	missing(t, l.space, l.src, l.waiting, memory.MissingOptions{})
+	tr := open(t, l.space, memory.TrackerWPAsync)
+	all := l.space.Regions()[0].Range
+	done := make(chan error, 1)
+	go func() {
+		var errs []error
+		for gpa := memory.GPA(0); gpa < 8*frame; gpa += 3 * page {
+			errs = append(errs, l.space.Discard(gpa, page))
+		}
+		done <- errors.Join(errs...)
+	}()
+	for {
+		if err := tr.Collect(all, l.space.NewPageSet(), memory.Rearm); err != nil {
+			t.Error(err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
 	}
 }
 
