@@ -2,7 +2,10 @@ package memory_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ditto.vm/memory"
 )
@@ -152,4 +155,73 @@ func BenchmarkRefresh(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// blankSource has pages of one byte.
+type blankSource struct{ row uint64 }
+
+func (b blankSource) ReadPages(_ memory.GFN, dst []byte) error {
+	dst[0] = 1
+	return nil
+}
+
+func (b blankSource) Row(gfn memory.GFN) memory.Range {
+	first := uint64(gfn) / b.row * b.row
+	return memory.Range{Start: memory.GFN(first).GPA(), Size: b.row * page}
+}
+
+// BenchmarkMissing measures what a fault of the kernel on a missing page costs,
+// alone and with neighbours, what a Go access costs when nothing is missing any
+// more, and how fast all is fetched.
+func BenchmarkMissing(b *testing.B) {
+	const size = 64 << 20
+	serve := func(b *testing.B, row uint64, body func(s *memory.Space, m *memory.Missing)) {
+		b.StopTimer()
+		s := newSpace(b, memory.Config{Size: size})
+		m := missing(b, s, blankSource{row}, []memory.Range{{Start: 0, Size: size}}, memory.MissingOptions{TrackWrites: true})
+		b.StartTimer()
+		body(s, m)
+		b.StopTimer()
+		if err := m.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	for _, row := range []uint64{1, 32} {
+		b.Run(fmt.Sprintf("fault/row=%d", row), func(b *testing.B) {
+			f := newSink(b)
+			for b.Loop() {
+				serve(b, row, func(s *memory.Space, _ *memory.Missing) {
+					for gpa := memory.GPA(0); gpa < size; gpa += 64 * page {
+						if _, err := unix.Pwrite(int(f.Fd()), memory.Raw(s, memory.Range{Start: gpa, Size: page}), 0); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/(size/(64*page)), "us/fault")
+		})
+	}
+	b.Run("run", func(b *testing.B) {
+		for b.Loop() {
+			serve(b, 1, func(_ *memory.Space, m *memory.Missing) {
+				if err := m.Run(b.Context(), 0); err != nil {
+					b.Fatal(err)
+				}
+			})
+		}
+		b.SetBytes(size)
+	})
+	b.Run("view", func(b *testing.B) {
+		serve(b, 1, func(s *memory.Space, m *memory.Missing) {
+			if err := m.Run(b.Context(), 0); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if _, err := s.View(5*page, 16); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
 }
