@@ -48,6 +48,7 @@ func (r *restored) matchLayers() {
 		stamp, err := of.LayerStamp(run.Layer)
 		if id, ok := known[fileID{stamp.Device, stamp.Inode}]; ok && err == nil {
 			r.layers[key] = id
+			r.vm.naming.Identify(id, of.Manifest().Layers[run.Layer].ID)
 		} else {
 			unmatched[key] = true
 		}

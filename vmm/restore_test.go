@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"ditto.vm/guest/payload"
 	"ditto.vm/images/chain"
+	"ditto.vm/images/layer"
 	"ditto.vm/internal/trackertest"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
@@ -685,7 +687,24 @@ func TestRestoreSaves(t *testing.T) {
 	if h := report.Holds; h.Unique > 16*memory.PageSize {
 		t.Errorf("a machine that did nothing holds %+v", h)
 	}
-	r.check(r.open("idle"), r.m.mem)
+	idle := r.open("idle")
+	r.check(idle, r.m.mem)
+	// Its layers are the ones that they were.
+	if was, now := usedLayers(r.open("snap0")), usedLayers(idle); len(was) == 0 || !maps.Equal(was, now) {
+		t.Errorf("layers by identity were %v and are %v", was, now)
+	}
+}
+
+// usedLayers are the layers that pages of a snapshot are named by.
+func usedLayers(s *snapshot.Snapshot) map[layer.ID]string {
+	used := map[layer.ID]string{}
+	for _, run := range s.Runs() {
+		if run.Kind == snapshot.Block {
+			l := s.Manifest().Layers[run.Layer]
+			used[l.ID] = l.Path
+		}
+	}
+	return used
 }
 
 // TestRestoreWithoutKernel: what a guest booted is needed when it boots again,

@@ -149,6 +149,16 @@ func (n *Naming) of(l *chain.Layer) *source {
 	return nil
 }
 
+// Identify gives a layer the identity that it had when an earlier machine used it,
+// unless its index says which one it has by content.
+func (n *Naming) Identify(id names.LayerID, identity layer.ID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.find(id); s != nil && s.index == nil && identity.Kind() != layer.Unknown {
+		s.identity = identity
+	}
+}
+
 // Room reports whether so many layers more can be named.
 func (n *Naming) Room(layers int) bool { return len(n.table.Layers())+layers <= names.MaxLayers }
 

@@ -190,6 +190,23 @@ func buildAny(t *testing.T, path string) {
 	must(t, errors.Join(err, c.Close()))
 }
 
+// TestIdentify: a layer keeps the identity that it had, but not against its index.
+func TestIdentify(t *testing.T) {
+	r := newRig(t, memory.TrackerNone)
+	base, _ := image(t, 64)
+	buildIndex(t, base, index.Beside(base))
+	o := r.add(t, onto(t, base, chain.Raw, 64), chain.Options{Format: chain.Qcow2})
+	was, own := layer.NewWritten(), r.Sources()
+	r.Identify(0, was)
+	r.Identify(o.Layer(), was)
+	r.Identify(o.Layer(), layer.ID{1}) // which is none
+	r.Identify(77, was)
+	now := r.Sources()
+	if now[0].ID != own[0].ID || now[o.Layer()].ID != was {
+		t.Errorf("identities %s and %s", now[0].ID, now[o.Layer()].ID)
+	}
+}
+
 // TestFrozenChanged: a frozen disk that somebody changes all the same is noticed,
 // and has no stamp for a snapshot.
 func TestFrozenChanged(t *testing.T) {
