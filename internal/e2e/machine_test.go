@@ -16,7 +16,7 @@ import (
 )
 
 // guestLimit bounds one guest; emulated ones are slow.
-const guestLimit = 12 * time.Minute
+var guestLimit = time.Duration(labtest.Count(12, 60)) * time.Minute
 
 // ditto returns the path of the built command.
 func ditto(t testing.TB) string {
@@ -142,18 +142,23 @@ func (m *machine) wait(t testing.TB) int {
 	return -1
 }
 
+// realFolder makes a folder of the test's own on a real file system: in the
+// emulated host that is /lab.
+func realFolder(t testing.TB) string {
+	t.Helper()
+	if labtest.Inside() {
+		if d, err := os.MkdirTemp("/lab", "e2e-"); err == nil {
+			t.Cleanup(func() { _ = os.RemoveAll(d) })
+			return d
+		}
+	}
+	return t.TempDir()
+}
+
 // copyDisk gives the test a disk of its own.
 func copyDisk(t testing.TB, from string) string {
 	t.Helper()
-	// /lab is a real file system on a disk; elsewhere the test's folder is.
-	dir := t.TempDir()
-	if labtest.Inside() {
-		if d, err := os.MkdirTemp("/lab", "e2e-"); err == nil {
-			dir = d
-			t.Cleanup(func() { _ = os.RemoveAll(d) })
-		}
-	}
-	to := filepath.Join(dir, filepath.Base(from))
+	to := filepath.Join(realFolder(t), filepath.Base(from))
 	out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", from, to).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -34,7 +34,7 @@ func LabPackages() []LabPackage {
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./internal/namestest"},             // names under nested page tables
-		{Path: "./internal/e2e"},                   // Debian, directly and by kexec; networks
+		{Path: "./internal/e2e"},                   // Debian, directly and by kexec; networks; saves and restores
 		{Path: "./vmm"},
 		{Path: "./internal/e2e/storage"},
 	}
@@ -98,6 +98,7 @@ func Proofs() []Proof {
 		{ID: "restore-linux", Package: "./vmm", Run: "^TestLinuxRestore$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "restore-clock", Package: "./vmm", Run: "^TestLinuxRestoreWallClock$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
+		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-erase", Package: "./internal/e2e/storage", Run: "^TestLabErase$", Where: InLab, Timeout: 30 * time.Minute},
