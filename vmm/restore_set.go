@@ -18,6 +18,7 @@ const recordTime = 10 * time.Second
 type recording struct {
 	mu   sync.Mutex    // guards what follows, and restored.set
 	left time.Duration // that the guest is to run yet
+	ran  bool          // the guest has run
 }
 
 // beginRecord begins to record the working set, if there is a file for it.
@@ -34,6 +35,7 @@ func (r *restored) beginRecord() {
 func (r *restored) recordFor(ctx context.Context) bool {
 	r.record.mu.Lock()
 	left, set := r.record.left, r.set
+	r.record.ran = true
 	r.record.mu.Unlock()
 	if set == nil {
 		return true
@@ -74,7 +76,7 @@ func (r *restored) endRecord() error {
 
 // touched returns the pages that were touched, nil when the guest has not run.
 func (r *restored) touched() *memory.PageSet {
-	if r.mem == nil || r.record.left == recordTime {
+	if r.mem == nil || !r.record.ran {
 		return nil
 	}
 	var pages *memory.PageSet

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ditto.vm/guest/payload"
 	"ditto.vm/images/chain"
@@ -422,8 +423,8 @@ func TestRestoreTruncated(t *testing.T) {
 // TestRestoreRecords: what the guest touched is recorded once, and the next
 // restore has it before the guest asks.
 func TestRestoreRecords(t *testing.T) {
-	for _, compression := range []snapshot.Compression{snapshot.None, snapshot.Zstd} {
-		t.Run(string(compression), func(t *testing.T) {
+	for compression, timely := range map[snapshot.Compression]bool{snapshot.None: true, snapshot.Zstd: false} {
+		t.Run(fmt.Sprintf("%s/timely=%v", compression, timely), func(t *testing.T) {
 			c := writerConfig()
 			dir, _ := savedWriter(t, c, compression)
 			set, err := snapshot.CreateWorkingSet(dir)
@@ -432,6 +433,9 @@ func TestRestoreRecords(t *testing.T) {
 			}
 			ctx := deadline(t)
 			m := restoreFrom(t, dir, SnapshotOptions{Config: c, WorkingSet: set})
+			if timely {
+				m.restored.record.left = 50 * time.Millisecond
+			}
 			if err := m.Resume(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -440,6 +444,9 @@ func TestRestoreRecords(t *testing.T) {
 				t.Fatal(err)
 			}
 			runUntil(t, m, 300)
+			if timely {
+				await(t, ctx, "the working set is written", func() bool { return m.restored.done.Load() })
+			}
 			if err := m.Close(); err != nil {
 				t.Fatal(err)
 			}

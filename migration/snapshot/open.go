@@ -384,14 +384,17 @@ func (s *Snapshot) run(i int) flatRun {
 	return s.flat[i]
 }
 
+// find returns the place of the one that holds a page, or -1 when it is not RAM.
+func (s *Snapshot) find(gfn memory.GFN) int {
+	if s.parent == nil {
+		return s.p.find(gfn)
+	}
+	return findRun(len(s.flat), func(i int) Run { return s.flat[i].Run }, gfn)
+}
+
 // runOf returns the one that holds a page, if it is RAM.
 func (s *Snapshot) runOf(gfn memory.GFN) (flatRun, bool) {
-	i := findRun(s.runs(), func(i int) Run {
-		if s.parent == nil {
-			return s.p.runs[i]
-		}
-		return s.flat[i].Run
-	}, gfn)
+	i := s.find(gfn)
 	if i < 0 {
 		return flatRun{}, false
 	}

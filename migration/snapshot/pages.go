@@ -83,26 +83,44 @@ func (p *Pages) keep(r *Reader) {
 	p.free = append(p.free, r)
 }
 
-// Row implements [memory.PageSource]: pages that are stored one after the other,
-// in one frame where they are compressed.
+// rowPages is how many pages are read together that are stored as they are: to
+// read one more costs less than the fault on it would.
+const rowPages = 16
+
+// Row implements [memory.PageSource]: the neighbours of a page, and of one that is
+// compressed those that stand in its frame.
 func (p *Pages) Row(gfn memory.GFN) memory.Range {
+	row := memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
 	s := p.begin()
 	if s == nil {
-		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
+		return row
 	}
 	defer p.users.Done()
-	f, ok := s.runOf(gfn)
-	if !ok || f.Kind != Unique && f.Kind != Block {
-		return memory.Range{Start: gfn.GPA(), Size: memory.PageSize}
+	i := s.find(gfn)
+	if i < 0 {
+		return row
 	}
-	if f.Kind == Unique && f.src.p.compressed() {
+	if f := s.run(i); f.packed() {
 		each := uint64(f.src.p.framePages)
 		slot := f.Number + uint64(gfn-f.Start)
 		first := max(slot/each*each, f.Number)
 		f.Run = f.cut(f.Start+memory.GFN(first-f.Number), f.Start+memory.GFN((slot/each+1)*each-f.Number))
+		return f.Range()
 	}
-	return f.Range()
+	start, end := gfn&^(rowPages-1), gfn&^(rowPages-1)+rowPages
+	first, last := i, i
+	for first > 0 && s.run(first).Start > start && s.run(first-1).End() == s.run(first).Start && !s.run(first-1).packed() {
+		first--
+	}
+	for last+1 < s.runs() && s.run(last).End() < end && s.run(last+1).Start == s.run(last).End() && !s.run(last+1).packed() {
+		last++
+	}
+	start, end = max(start, s.run(first).Start), min(end, s.run(last).End())
+	return memory.Range{Start: start.GPA(), Size: uint64(end-start) * memory.PageSize}
 }
+
+// packed reports whether the pages of a run are stored in frames.
+func (f flatRun) packed() bool { return f.Kind == Unique && f.src.p.compressed() }
 
 // ReadPages fills dst, whole pages that lie in RAM, with what the pages from gfn
 // on held. The bytes are proven.

@@ -163,7 +163,7 @@ func TestPages(t *testing.T) {
 				t.Fatalf("%s: %d pages from %s on differ, %v", c, n, gfn, err)
 			}
 			row := pages.Row(gfn)
-			if !row.Contains(gfn.GPA(), memory.PageSize) || row.Size%memory.PageSize != 0 || c == Zstd && row.Size > maxFramePages*memory.PageSize {
+			if !row.Contains(gfn.GPA(), memory.PageSize) || row.Size%memory.PageSize != 0 || row.Size > map[Compression]uint64{None: rowPages, Zstd: framePages}[c]*memory.PageSize {
 				t.Fatalf("%s: page %s is in the row %v", c, gfn, row)
 			}
 		}
