@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +43,8 @@ type saveRig struct {
 	driver  *virtiotest.Driver
 	dir     string // for snapshots
 	watch   *peekTracker
+	// overwritten counts the blocks and pages that traffic has overwritten.
+	overwritten atomic.Int64
 }
 
 // saveRAM holds what the disk is read into, from 64 MiB on.
@@ -227,6 +230,7 @@ func (r *saveRig) traffic(seed uint64) (stop func()) {
 			default:
 				r.read(block, page, n)
 			}
+			r.overwritten.Add(int64(n))
 		}
 	})
 	stop = sync.OnceFunc(func() {
@@ -439,6 +443,36 @@ func TestSave(t *testing.T) {
 			}
 			r.finish()
 		})
+	}
+}
+
+// TestSaveRace overwrites blocks and buffers all the time while snapshots are
+// made, every other on the one before.
+func TestSaveRace(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	r.readAll()
+	stop := r.traffic(77)
+	saves := labtest.Count(3, 50)
+	var named, pages uint64
+	for i := range saves {
+		o := SaveOptions{Compression: []snapshot.Compression{snapshot.None, snapshot.Zstd, snapshot.Zstd}[i%3]}
+		if i%2 == 1 {
+			o.Parent = fmt.Sprintf("snap%d", i-1)
+		}
+		before := r.overwritten.Load()
+		report := r.save(fmt.Sprintf("snap%d", i), o)
+		named, pages = named+report.Holds.Blocks/memory.PageSize, pages+uint64(r.overwritten.Load()-before)
+		r.check(r.open(fmt.Sprintf("snap%d", i)), r.watch.takeDump(t))
+		await(t, deadline(t), "blocks and buffers are overwritten", func() bool { return r.overwritten.Load() > int64(i+1)*1000 })
+	}
+	stop()
+	r.finish()
+	if named == 0 || pages == 0 {
+		t.Errorf("%d pages were named by blocks, %d overwritten during the saves", named, pages)
+	}
+	if !t.Failed() {
+		labtest.Proof(t, "snapshot-race", "%d snapshots of a guest that writes at full speed while %d blocks and buffers of its disk were overwritten, %d of them during the saves: %d pages named by blocks, none not what it was in the pause",
+			saves, r.overwritten.Load(), pages, named)
 	}
 }
 

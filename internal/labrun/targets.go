@@ -97,6 +97,7 @@ func Proofs() []Proof {
 		{ID: "restore-hostile", Package: "./vmm", Run: "^TestRestoreHostile$", Where: Native, Timeout: 20 * time.Minute},
 		{ID: "restore-linux", Package: "./vmm", Run: "^TestLinuxRestore$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "restore-clock", Package: "./vmm", Run: "^TestLinuxRestoreWallClock$", Where: InLab, Timeout: 30 * time.Minute},
+		{ID: "snapshot-race", Package: "./vmm", Run: "^TestSaveRace$", Where: Native, Timeout: 20 * time.Minute},
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
