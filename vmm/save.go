@@ -101,6 +101,7 @@ type SaveReport struct {
 // runs on from the snapshot puts overlays of its own on them.
 func (m *VM) Save(ctx context.Context, host SaveHost, o SaveOptions) (SaveReport, error) {
 	began := time.Now()
+	defer m.dropMaps()
 	s := &saving{m: m, host: host, o: o}
 	report, err := s.save(ctx)
 	if err != nil {
