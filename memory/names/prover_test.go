@@ -278,7 +278,9 @@ func TestProverLeavesMapped(t *testing.T) {
 	}
 	s.steps(20)
 	s.want(pagesOfFrame+4, 4)
-	err = s.space.FilesTouched(func(r memory.Range) { t.Errorf("%d pages at %s were brought into memory", r.Size/memory.PageSize, r.Start) })
+	err = s.space.FilesTouched(func(r memory.Range) {
+		t.Errorf("%d pages at %s were brought into memory", r.Size/memory.PageSize, r.Start)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
