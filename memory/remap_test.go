@@ -294,6 +294,18 @@ func TestTrackMapped(t *testing.T) {
 		if n := quiet.Count(); n != 0 {
 			t.Errorf("late=%v: %d pages are reported that only arrived", late, n)
 		}
+		// What waits and is disarmed counts as written again.
+		rest := memory.Range{Start: 6 * frame, Size: 6 * frame}
+		if err := tr.Disarm(rest); err != nil {
+			t.Fatal(err)
+		}
+		disarmed := s.NewPageSet()
+		if err := tr.Collect(rest, disarmed, memory.Peek); err != nil {
+			t.Fatal(err)
+		}
+		if waiting := m.Stats().Waiting / page; waiting == 0 || disarmed.Count() < waiting {
+			t.Errorf("%d pages are reported after they were disarmed, and %d wait", disarmed.Count(), waiting)
+		}
 		mirror, err := trackertest.NewMirror(s, tr)
 		if err != nil {
 			t.Fatal(err)
