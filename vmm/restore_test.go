@@ -264,7 +264,11 @@ func TestRestoreRestarts(t *testing.T) {
 	for _, compression := range []snapshot.Compression{snapshot.None, snapshot.Zstd} {
 		c := writerConfig()
 		dir, _ := savedWriter(t, c, compression)
-		m := restoreFrom(t, dir, SnapshotOptions{Config: c})
+		set, err := snapshot.CreateWorkingSet(dir)
+		if err != nil || set == nil {
+			t.Fatal(set, err)
+		}
+		m := restoreFrom(t, dir, SnapshotOptions{Config: c, WorkingSet: set})
 		ctx := deadline(t)
 		if err := m.Resume(ctx); err != nil {
 			t.Fatal(err)
@@ -274,6 +278,9 @@ func TestRestoreRestarts(t *testing.T) {
 		await(t, ctx, "restart", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.resets > 0 })
 		if s := m.restored.stats(); s.MissingBytes != 0 || !m.restored.done.Load() {
 			t.Errorf("after the restart %+v", s)
+		}
+		if again, err := snapshot.CreateWorkingSet(dir); err != nil || again != nil {
+			t.Errorf("what was touched before the restart is not recorded, %v", err)
 		}
 		usage, err := m.mem.HostUsage()
 		if err != nil || usage.VMAs > 4 {
