@@ -82,9 +82,14 @@ func TestAlteredTogether(t *testing.T) {
 		}
 		f.Close()
 	}
-	for _, load := range []bool{true, false} {
-		if err := notices(t, dir, load); !errors.Is(err, ErrFormat) {
-			t.Errorf("load %v: %v", load, err)
-		}
+	if snap, err = Open(dir, OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	defer snap.Close()
+	if err := snap.Load(t.Context(), newSpace(t, 1<<20), LoadOptions{}); !errors.Is(err, ErrFormat) {
+		t.Errorf("load: %v", err)
+	}
+	if err := snap.Verify(t.Context(), LoadOptions{}); !errors.Is(err, ErrFormat) {
+		t.Errorf("verify: %v", err)
 	}
 }
