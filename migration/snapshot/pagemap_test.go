@@ -1,11 +1,14 @@
 package snapshot
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/zeebo/xxh3"
 
 	"ditto.vm/images/layer"
 	"ditto.vm/memory"
@@ -91,5 +94,31 @@ func TestAlteredTogether(t *testing.T) {
 	}
 	if err := snap.Verify(t.Context(), LoadOptions{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("verify: %v", err)
+	}
+}
+
+// TestHeadAltered: a head whose sums are right is still not the one that the
+// manifest is about.
+func TestHeadAltered(t *testing.T) {
+	_, dir := small(t, None)
+	path := filepath.Join(dir, PageMapName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, c, err := readHeader(b, mapScope{regions: []memory.Range{{Size: 1 << 20}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := b[:headSize(c)]
+	head[len(head)-1] ^= 1
+	sum := xxh3.Hash128(head[headerSize:]).Bytes()
+	copy(head[offHeadSum:], sum[:])
+	binary.LittleEndian.PutUint64(head[offHeaderSum:], xxh3.Hash(head[:offHeaderSum]))
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, OpenOptions{}); !errors.Is(err, ErrFormat) {
+		t.Errorf("open: %v", err)
 	}
 }

@@ -166,6 +166,14 @@ func TestPages(t *testing.T) {
 			if !row.Contains(gfn.GPA(), memory.PageSize) || row.Size%memory.PageSize != 0 || row.Size > map[Compression]uint64{None: rowPages, Zstd: framePages}[c]*memory.PageSize {
 				t.Fatalf("%s: page %s is in the row %v", c, gfn, row)
 			}
+			// A row of what is compressed is of one frame.
+			for at := row.Start.GFN(); at < row.End().GFN(); at++ {
+				a, _ := last.runOf(gfn)
+				b, _ := last.runOf(at)
+				if a.packed() != b.packed() || a.packed() && (a.Number+uint64(gfn-a.Start))/framePages != (b.Number+uint64(at-b.Start))/framePages {
+					t.Fatalf("page %s is in the row of %s and not in its frame", at, gfn)
+				}
+			}
 		}
 		for _, bad := range []struct {
 			gfn memory.GFN
