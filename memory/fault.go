@@ -1,12 +1,10 @@
 package memory
 
-import (
-	"sync"
-)
+import "sync"
 
 // sharedFault is the userfaultfd of a Space, open as long as somebody uses it.
 type sharedFault struct {
-	mu    sync.Mutex // guards fd and users
+	mu    sync.Mutex // guards fd and users; taken after remaps.mu
 	fd    *userfault
 	users int
 	// writes says that all of memory is registered for tracking writes, and that
@@ -33,6 +31,8 @@ func (s *Space) openFault() (*userfault, error) {
 // closeFault is called once by each user. With the last of them everything is
 // unregistered and disarmed.
 func (s *Space) closeFault() error {
+	s.remaps.mu.Lock()
+	defer s.remaps.mu.Unlock()
 	f := &s.fault
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -40,10 +40,7 @@ func (s *Space) closeFault() error {
 		return nil
 	}
 	fd := f.fd
-	f.fd = nil
-	s.remaps.mu.Lock()
-	f.writes = false
-	s.remaps.mu.Unlock()
+	f.fd, f.writes = nil, false
 	return fd.close()
 }
 
