@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 )
 
@@ -34,8 +35,12 @@ func newDigestTable(proofs []Digest, c mapCounts) digestTable {
 	}
 }
 
-// blockDigest returns the digest of the i'th run of blocks.
-func (p *pageMap) blockDigest(i uint32) (Digest, error) {
+// blockDigest returns the digest of the run of blocks at a place among the runs.
+func (p *pageMap) blockDigest(run int) (Digest, error) {
+	i, ok := slices.BinarySearch(p.blocks, uint32(run))
+	if !ok {
+		return Digest{}, formatError("page map: run %d is not of blocks", run)
+	}
 	part, err := p.part(uint64(i) / partDigests)
 	if err != nil {
 		return Digest{}, err

@@ -71,8 +71,8 @@ func readPageMap(b []byte) (*pageMap, error) {
 	if p.digests, err = p.all(); err != nil {
 		return nil, err
 	}
-	for i := range uint32(c.blockRuns) {
-		d, err := p.blockDigest(i)
+	for _, i := range p.blocks {
+		d, err := p.blockDigest(int(i))
 		if err != nil {
 			return nil, err
 		}

@@ -103,9 +103,9 @@ func (s *Snapshot) CheckLayers(ctx context.Context) error {
 			stamp, err := f.Stamp()
 			trusted[i] = err == nil && s.m.Layers[i].Stamp == Stamp(stamp)
 		}
-		for i, r := range s.p.runs {
-			if r.Kind == Block && !trusted[r.Layer] {
-				read = append(read, i)
+		for _, i := range s.p.blocks {
+			if !trusted[s.p.runs[i].Layer] {
+				read = append(read, int(i))
 			}
 		}
 		if err := s.checkBlocks(ctx, read, runtime.NumCPU()); err != nil {
@@ -121,10 +121,8 @@ func (s *Snapshot) CheckLayers(ctx context.Context) error {
 // usedLayers tells of each layer whether pages are named by it.
 func (s *Snapshot) usedLayers() []bool {
 	used := make([]bool, len(s.m.Layers))
-	for _, r := range s.p.runs {
-		if r.Kind == Block {
-			used[r.Layer] = true
-		}
+	for _, i := range s.p.blocks {
+		used[s.p.runs[i].Layer] = true
 	}
 	return used
 }
@@ -151,7 +149,7 @@ func (s *Snapshot) readBlocks(i int, b []byte) error {
 	if err := readFull(f, b, int64(r.Number)*memory.PageSize); err != nil {
 		return fmt.Errorf("%w: %s: read %d blocks from %d on: %w", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number, err)
 	}
-	want, err := s.p.blockDigest(s.p.blockRun[i])
+	want, err := s.p.blockDigest(i)
 	if err != nil {
 		return err
 	}

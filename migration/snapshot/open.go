@@ -176,7 +176,7 @@ func (s *Snapshot) readFiles() error {
 		return formatError("compression %s, and %d frames", s.m.Compression, len(s.p.frames))
 	case s.p.pagesSize != s.m.Pages.Size:
 		return formatError("manifest and page map do not agree on pages")
-	case holdsOf(s.p.runs) != s.m.Holds:
+	case s.p.holds != s.m.Holds:
 		return formatError("manifest and page map do not agree on what is held")
 	}
 	var size uint64

@@ -66,8 +66,10 @@ type frame struct {
 // follows the number of runs, not that of pages.
 type pageMap struct {
 	runs []Run
-	// blockRun[i] is the place of run i among the Block runs.
-	blockRun   []uint32
+	// blocks are the places of the Block runs among the runs, and holds what all of
+	// them add up to.
+	blocks     []uint32
+	holds      Holds
 	frames     []frame
 	framePages uint32
 	pagesSize  uint64
@@ -171,7 +173,7 @@ func decodePageMap(head []byte, size uint64, scope mapScope) (*pageMap, error) {
 	if err := p.decodeRuns(take(counts.runs*runSize), scope); err != nil {
 		return nil, err
 	}
-	if blocks := p.indexBlocks(); blocks != counts.blockRuns {
+	if blocks := len(p.blocks); uint64(blocks) != counts.blockRuns {
 		return nil, formatError("page map: digests of %d runs of blocks for %d runs", counts.blockRuns, blocks)
 	}
 	p.frames = make([]frame, 0, counts.frames)
@@ -267,7 +269,7 @@ func (p *pageMap) decodeRuns(b []byte, scope mapScope) error {
 		if b[5] != 0 || !r.sound(scope) {
 			return formatError("page map: run %d: flags %#x, %s, layer %d, number %d", len(p.runs), b[5], r.Kind, r.Layer, r.Number)
 		}
-		p.runs = append(p.runs, r)
+		p.add(r)
 		if at = r.End(); at == regions[0].End().GFN() {
 			if regions = regions[1:]; len(regions) > 0 {
 				at = regions[0].Start.GFN()
@@ -299,15 +301,37 @@ func (r *Run) sound(scope mapScope) bool {
 	return false
 }
 
-// indexBlocks numbers the runs of blocks, and returns how many there are.
-func (p *pageMap) indexBlocks() uint64 {
-	n := uint32(0)
-	p.blockRun = make([]uint32, len(p.runs))
-	for i := range p.runs {
-		p.blockRun[i] = n
-		if p.runs[i].Kind == Block {
-			n++
-		}
+// add appends a run.
+func (p *pageMap) add(r Run) {
+	if r.Kind == Block {
+		p.blocks = append(p.blocks, uint32(len(p.runs)))
 	}
-	return uint64(n)
+	p.runs = append(p.runs, r)
+	p.holds.add(r)
+}
+
+// index notes what the runs are, of a page map that is written.
+func (p *pageMap) index() {
+	runs := p.runs
+	p.runs, p.blocks, p.holds = runs[:0], nil, Holds{}
+	for _, r := range runs {
+		p.add(r)
+	}
+}
+
+// add adds what a run holds.
+func (h *Holds) add(r Run) {
+	bytes := r.Pages * memory.PageSize
+	switch r.Kind {
+	case Zero:
+		h.Zero += bytes
+	case Block:
+		h.Blocks += bytes
+	case Page:
+		h.Duplicate += bytes
+	case FromParent:
+		h.Parent += bytes
+	case Unique:
+		h.Unique += bytes
+	}
 }

@@ -90,6 +90,9 @@ func (p *pageMap) isUsed(slot uint64) bool { return p.used[slot/64]>>(slot%64)&1
 // checkTargets checks that pages that equal others equal some that stand for
 // themselves: no reference leads to another of the same snapshot, or to zeros.
 func (p *pageMap) checkTargets() error {
+	if p.holds.Duplicate == 0 {
+		return nil
+	}
 	// before[i] counts the pages before run i that nothing may refer to.
 	before := make([]uint64, len(p.runs)+1)
 	for i, r := range p.runs {

@@ -147,6 +147,14 @@ func (r *Reader) ReadPages(gfn memory.GFN, dst []byte) error {
 // ascending order, until it returns false. A run's layer is one of the snapshot
 // that is named with it, this one or an ancestor.
 func (s *Snapshot) EachBlock(visit func(r Run, of *Snapshot) bool) {
+	if s.parent == nil {
+		for _, i := range s.p.blocks {
+			if !visit(s.p.runs[i], s) {
+				return
+			}
+		}
+		return
+	}
 	for i := range s.runs() {
 		if f := s.run(i); f.Kind == Block && !visit(f.Run, f.src) {
 			return

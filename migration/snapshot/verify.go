@@ -180,17 +180,12 @@ func (s *Snapshot) checkZeros(ctx context.Context, at, size uint64) error {
 
 // blocks reads all blocks that pages are named by.
 func (v *verifying) blocks(ctx context.Context) error {
-	var runs []int
-	for i, r := range v.s.p.runs {
-		if r.Kind == Block {
-			runs = append(runs, i)
-		}
-	}
+	runs := v.s.p.blocks
 	buffers := make([][]byte, v.o.Workers)
 	return parallel(ctx, v.o.Workers, len(runs), func(_ context.Context, w, i int) error {
 		if buffers[w] == nil {
 			buffers[w] = make([]byte, maxBlockRun*memory.PageSize)
 		}
-		return v.note(v.s.p.runs[runs[i]].Pages*memory.PageSize, v.s.readBlocks(runs[i], buffers[w]))
+		return v.note(v.s.p.runs[runs[i]].Pages*memory.PageSize, v.s.readBlocks(int(runs[i]), buffers[w]))
 	})
 }

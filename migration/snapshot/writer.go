@@ -247,7 +247,7 @@ func (w *Writer) commit(ctx context.Context, sections []Section) (ID, error) {
 			return ID{}, fmt.Errorf("%w: %s: %w", ErrLayer, l.Path, err)
 		}
 	}
-	m.Holds = holdsOf(p.runs)
+	m.Holds = p.holds
 	m.Pages = File{Size: p.pagesSize, Digest: digestOfAll(p.digests)}
 	b, head := p.encode()
 	if m.PageMap, err = w.file(PageMapName, b); err != nil {
@@ -316,27 +316,6 @@ func (w *Writer) manifest() *Manifest {
 		m.Parent = &Parent{ID: p.id, Path: w.o.ParentPath, Depth: p.m.Depth() + 1}
 	}
 	return m
-}
-
-// holdsOf adds up the runs.
-func holdsOf(runs []Run) Holds {
-	var h Holds
-	for _, r := range runs {
-		bytes := r.Pages * memory.PageSize
-		switch r.Kind {
-		case Zero:
-			h.Zero += bytes
-		case Block:
-			h.Blocks += bytes
-		case Page:
-			h.Duplicate += bytes
-		case FromParent:
-			h.Parent += bytes
-		case Unique:
-			h.Unique += bytes
-		}
-	}
-	return h
 }
 
 // encoder returns a zstd encoder for one goroutine.

@@ -27,21 +27,16 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	if err := p.markSlots(); err != nil {
 		return nil, err
 	}
-	p.blockDigests = make([]Digest, p.indexBlocks())
-	var blocks []int
-	for i, r := range p.runs {
-		if r.Kind == Block {
-			blocks = append(blocks, i)
-		}
-	}
+	p.index()
+	p.blockDigests = make([]Digest, len(p.blocks))
 	const row = 256
-	err = parallel(ctx, w.o.Workers, (len(blocks)+row-1)/row, func(_ context.Context, _, n int) error {
-		for _, i := range blocks[n*row : min((n+1)*row, len(blocks))] {
-			d, err := w.blockDigest(p.runs[i])
+	err = parallel(ctx, w.o.Workers, (len(p.blocks)+row-1)/row, func(_ context.Context, _, n int) error {
+		for i := n * row; i < min((n+1)*row, len(p.blocks)); i++ {
+			d, err := w.blockDigest(p.runs[p.blocks[i]])
 			if err != nil {
 				return err
 			}
-			p.blockDigests[p.blockRun[i]] = d
+			p.blockDigests[i] = d
 		}
 		return nil
 	})
