@@ -45,11 +45,13 @@ var edges = []edge{
 	{"vmm", "memory", "a machine has memory"},
 	{"vmm", "internal/tap", "network backends are opened before rights are dropped"},
 	{"vmm", "internal/netd", "the user-mode network is a child process"},
+	{"vmm", "internal/parallel", "memory is restored by many hands"},
 
 	{"migration", "devices", "device sections are what a peer sends"},
 	{"migration", "guest", "the guest's identity changes when it is cloned"},
 	{"migration", "images", "pages are named by blocks of layers"},
 	{"migration", "memory", "pages are what moves"},
+	{"migration", "internal/parallel", "pages are stored and read by many hands"},
 
 	{"devices", "memory", "devices are given guest memory, and nothing of KVM"},
 	{"guest", "memory", "boot code is put into guest memory"},
@@ -82,15 +84,16 @@ var edges = []edge{
 
 // alone are the trees that import nothing of the module, and why.
 var alone = map[string]string{
-	"memory":           "everything stands on it",
-	"vmm/kvm":          "one method per ioctl, nothing else",
-	"migration/wire":   "the wire format outlives the code around it",
-	"guest/init":       "it runs inside guests",
-	"internal/netd":    "shared by two processes that must stay small",
-	"internal/tap":     "netlink only",
-	"internal/labtest": "any test may import it",
-	"internal/proofs":  "Markdown only",
-	"internal/memmap":  "it draws data, and knows nothing of machines",
+	"memory":            "everything stands on it",
+	"vmm/kvm":           "one method per ioctl, nothing else",
+	"migration/wire":    "the wire format outlives the code around it",
+	"guest/init":        "it runs inside guests",
+	"internal/netd":     "shared by two processes that must stay small",
+	"internal/tap":      "netlink only",
+	"internal/labtest":  "any test may import it",
+	"internal/proofs":   "Markdown only",
+	"internal/memmap":   "it draws data, and knows nothing of machines",
+	"internal/parallel": "goroutines and nothing else",
 }
 
 // fence keeps a foreign module in its place.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
 	"ditto.vm/migration/snapshot"
@@ -161,28 +162,9 @@ func pieces(ranges []memory.Range, size uint64) []memory.Range {
 	return all
 }
 
-// eachPiece calls do with every piece, in ascending order of their begin, on so
-// many goroutines, until one call fails or the context ends.
+// eachPiece calls do with every piece, on so many goroutines.
 func eachPiece(ctx context.Context, hands int, all []memory.Range, do func(memory.Range) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range min(hands, len(all)) {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				i := int(next.Add(1)) - 1
-				if i >= len(all) {
-					return
-				}
-				if err := do(all[i]); err != nil {
-					cancel(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return context.Cause(ctx)
+	return parallel.Do(ctx, hands, len(all), func(_ context.Context, _, i int) error { return do(all[i]) })
 }
 
 // run does what goes on beside the guest until ctx ends. It begins anew where it

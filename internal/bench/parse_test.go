@@ -21,7 +21,7 @@ Rss:              393216 kB
 Anonymous:        393216 kB
 `
 	got, err := readSmaps(strings.NewReader(text), 384<<20)
-	if want := (footprint{anonymous: 1 << 20, resident: 2560 << 10}); err != nil || got != want {
+	if want := (footprint{guest: 384 << 20, anonymous: 1 << 20, resident: 2560 << 10}); err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
 	if _, err := readSmaps(strings.NewReader(text), 1<<30); !errors.Is(err, errNoGuestMemory) {

@@ -9,16 +9,17 @@ import (
 	"strings"
 )
 
-// footprint is resident memory outside the guest's, in bytes.
+// footprint is resident memory in bytes: the guest's, and what is not.
 type footprint struct {
-	anonymous, resident uint64
+	guest               uint64
+	anonymous, resident uint64 // outside the guest's
 }
 
 // errNoGuestMemory says that no mapping has the size of the guest's memory.
 var errNoGuestMemory = errors.New("no mapping is as large as the guest's memory")
 
-// readSmaps sums proc_pid_smaps(5) over every mapping but the guest's memory:
-// the one of exactly guestBytes.
+// readSmaps sums proc_pid_smaps(5) over every mapping. The guest's memory is the
+// one of exactly guestBytes.
 func readSmaps(r io.Reader, guestBytes uint64) (footprint, error) {
 	var sum footprint
 	var inGuest, found bool
@@ -34,16 +35,20 @@ func readSmaps(r io.Reader, guestBytes uint64) (footprint, error) {
 			found = found || inGuest
 			continue
 		}
-		if inGuest || key != "Rss:" && key != "Anonymous:" {
+		if key != "Rss:" && key != "Anonymous:" {
 			continue
 		}
 		kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
 		if err != nil {
 			return footprint{}, fmt.Errorf("smaps line %q: %w", lines.Text(), err)
 		}
-		if key == "Rss:" {
+		switch {
+		case inGuest && key == "Rss:":
+			sum.guest += kib << 10
+		case inGuest:
+		case key == "Rss:":
 			sum.resident += kib << 10
-		} else {
+		default:
 			sum.anonymous += kib << 10
 		}
 	}
@@ -65,30 +70,4 @@ func mappingSize(addresses string) (uint64, error) {
 		return 0, fmt.Errorf("smaps: %q is not an address range", addresses)
 	}
 	return end - start, nil
-}
-
-// guestResident is what of the mapping that is the guest's memory, of exactly
-// guestBytes, is resident.
-func guestResident(r io.Reader, guestBytes uint64) (uint64, error) {
-	var inGuest bool
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		key, rest, _ := strings.Cut(lines.Text(), " ")
-		if !strings.HasSuffix(key, ":") {
-			size, err := mappingSize(key)
-			if err != nil {
-				return 0, err
-			}
-			inGuest = size == guestBytes
-			continue
-		}
-		if inGuest && key == "Rss:" {
-			kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
-			return kib << 10, err
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return 0, err
-	}
-	return 0, errNoGuestMemory
 }

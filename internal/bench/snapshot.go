@@ -334,5 +334,6 @@ func (q *qemuAnchor) resident(c *child) (uint64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return guestResident(f, anchorMemoryMiB<<20)
+	m, err := readSmaps(f, anchorMemoryMiB<<20)
+	return m.guest, err
 }

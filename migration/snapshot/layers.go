@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"ditto.vm/images/layer"
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 )
 
@@ -130,7 +131,7 @@ func (s *Snapshot) usedLayers() []bool {
 // checkBlocks reads and checks runs of blocks.
 func (s *Snapshot) checkBlocks(ctx context.Context, runs []int, workers int) error {
 	buffers := make([][]byte, max(1, workers))
-	return parallel(ctx, workers, len(runs), func(_ context.Context, w, i int) error {
+	return parallel.Do(ctx, workers, len(runs), func(_ context.Context, w, i int) error {
 		if buffers[w] == nil {
 			buffers[w] = make([]byte, maxBlockRun*memory.PageSize)
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 )
 
@@ -42,14 +43,14 @@ func (s *Snapshot) load(ctx context.Context, space *memory.Space, o LoadOptions)
 	stored, equal, total := s.units()
 	l := &loading{s: s, space: space, o: o, total: total, readers: make([]*Reader, o.Workers)}
 	defer l.close()
-	err := parallel(ctx, o.Workers, len(stored), func(_ context.Context, w, i int) error {
+	err := parallel.Do(ctx, o.Workers, len(stored), func(_ context.Context, w, i int) error {
 		return l.unit(w, stored[i], l.read)
 	})
 	if err != nil {
 		return err
 	}
 	// What these equal is there now.
-	return parallel(ctx, o.Workers, len(equal), func(_ context.Context, w, i int) error {
+	return parallel.Do(ctx, o.Workers, len(equal), func(_ context.Context, w, i int) error {
 		return l.unit(w, equal[i], l.copy)
 	})
 }

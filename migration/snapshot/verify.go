@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"ditto.vm/images/layer"
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 )
 
@@ -128,7 +129,7 @@ func (v *verifying) pages(ctx context.Context) error {
 			}
 		}
 	}()
-	return parallel(ctx, v.o.Workers, len(units), func(_ context.Context, w, i int) error {
+	return parallel.Do(ctx, v.o.Workers, len(units), func(_ context.Context, w, i int) error {
 		if readers[w] == nil {
 			readers[w], buffers[w] = s.NewReader(), make([]byte, min(each, s.p.slots)*memory.PageSize)
 		}
@@ -182,7 +183,7 @@ func (s *Snapshot) checkZeros(ctx context.Context, at, size uint64) error {
 func (v *verifying) blocks(ctx context.Context) error {
 	runs := v.s.p.blocks
 	buffers := make([][]byte, v.o.Workers)
-	return parallel(ctx, v.o.Workers, len(runs), func(_ context.Context, w, i int) error {
+	return parallel.Do(ctx, v.o.Workers, len(runs), func(_ context.Context, w, i int) error {
 		if buffers[w] == nil {
 			buffers[w] = make([]byte, maxBlockRun*memory.PageSize)
 		}

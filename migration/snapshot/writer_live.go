@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
 )
@@ -223,7 +224,7 @@ func (w *Writer) hold(ctx context.Context, pages *memory.PageSet) error {
 	}
 	w.held = h
 	rows := batches(pages) // pieces that all cores can share
-	return parallel(ctx, runtime.NumCPU(), len(rows), func(_ context.Context, _, i int) error {
+	return parallel.Do(ctx, runtime.NumCPU(), len(rows), func(_ context.Context, _, i int) error {
 		for _, r := range rows[i] {
 			src, err := w.o.Space.View(r.Start, r.Size)
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ditto.vm/images/layer"
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 )
 
@@ -30,7 +31,7 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	p.index()
 	p.blockDigests = make([]Digest, len(p.blocks))
 	const row = 256
-	err = parallel(ctx, w.o.Workers, (len(p.blocks)+row-1)/row, func(_ context.Context, _, n int) error {
+	err = parallel.Do(ctx, w.o.Workers, (len(p.blocks)+row-1)/row, func(_ context.Context, _, n int) error {
 		for i := n * row; i < min((n+1)*row, len(p.blocks)); i++ {
 			d, err := w.blockDigest(p.runs[p.blocks[i]])
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"ditto.vm/images/layer"
+	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
 )
 
@@ -52,7 +53,7 @@ func (w *Writer) store(ctx context.Context, pages *memory.PageSet, workers int, 
 	total := pages.Count() * memory.PageSize
 	order := newTurns()
 	w.done = 0
-	return parallel(ctx, workers, len(rows), func(ctx context.Context, _, i int) error {
+	return parallel.Do(ctx, workers, len(rows), func(ctx context.Context, _, i int) error {
 		b, ok := w.buffers.Get().(*batch)
 		if !ok {
 			b = &batch{buf: make([]byte, batchPages*memory.PageSize)}
