@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -267,6 +268,58 @@ func TestPoolRunsAll(t *testing.T) {
 	})
 	if len(passed) != len(jobs) {
 		t.Errorf("%d of %d jobs ran", len(passed), len(jobs))
+	}
+}
+
+// TestTwice: a few tests that an emulated host lost run again; many do not, nor
+// do those of a KVM that runs Linux, and a second failure is one.
+func TestTwice(t *testing.T) {
+	const script = `#!/bin/sh
+n=$(cat $0.runs 2>/dev/null || echo 0)
+echo $((n+1)) >$0.runs
+[ $n -ge $(cat $0.fails) ] || exit 1
+echo "--- PASS: TestX (0.00s)"
+`
+	for _, tc := range []struct {
+		name       string
+		native     bool
+		jobs       int
+		fails      string // the first runs of each job
+		ok         bool
+		runs       string // of each job
+		flakyLines int
+	}{
+		{"once", false, 2, "1", true, "2", 2},
+		{"never", false, 2, "0", true, "1", 0},
+		{"both times", false, 1, "2", false, "2", 0},
+		{"many", false, maxRepeats + 1, "1", false, "1", 0},
+		{"no emulation", true, 1, "1", false, "1", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out bytes.Buffer
+			r := &Runner{Out: &out, Native: tc.native, workDir: t.TempDir()}
+			var jobs []job
+			for i := range tc.jobs {
+				path := filepath.Join(t.TempDir(), "test")
+				for name, text := range map[string]string{"": script, ".fails": tc.fails} {
+					if err := os.WriteFile(path+name, []byte(text), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				jobs = append(jobs, job{id: fmt.Sprint("job", i), target: target{pkg: testPackage{binary: path}, where: Native}})
+			}
+			if err := r.twice(t.Context(), jobs); (err == nil) != tc.ok {
+				t.Errorf("error %v, want ok %v", err, tc.ok)
+			}
+			for _, j := range jobs {
+				if b, err := os.ReadFile(j.target.pkg.binary + ".runs"); err != nil || strings.TrimSpace(string(b)) != tc.runs {
+					t.Errorf("%s ran %q times, %v; want %s", j.id, b, err, tc.runs)
+				}
+			}
+			if got := strings.Count(out.String(), "FLAKY "); got != tc.flakyLines {
+				t.Errorf("%d lines tell of flaky tests, want %d:\n%s", got, tc.flakyLines, &out)
+			}
+		})
 	}
 }
 

@@ -93,6 +93,7 @@ func (w *worker) one(ctx context.Context, j job) (*Report, error) {
 	took := time.Since(begin).Round(time.Second / 10)
 	switch {
 	case err != nil:
+		w.close() // whatever happened to it, the next job shall not inherit it
 		w.printf("%s\nFAIL  %s after %s: %v\n", bytes.TrimRight(out.Bytes(), "\n"), j.id, took, err)
 		return report, fmt.Errorf("%s: %w", j.id, err)
 	case w.Verbose:
