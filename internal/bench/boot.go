@@ -34,7 +34,7 @@ func bootLinux() Benchmark {
 	return Benchmark{
 		Name:  "boot-linux",
 		Title: fmt.Sprintf("From exec to the guest's first user-space line (%d vCPU, %d MiB)", bootCPUs, bootMemoryMiB),
-		Where: Lab, Rounds: 9, Warmups: 1,
+		Where: Lab, LabCPUs: 1, Rounds: 9, Warmups: 1,
 		Metrics: []Metric{
 			{"first-line", "s", Lower, "exec of the VMM to the first line that process 1 writes on the console"},
 			{"guest-uptime", "s", Lower, "CLOCK_BOOTTIME in the guest at that line"},
@@ -60,7 +60,7 @@ func bootEntry() Benchmark {
 	return Benchmark{
 		Name:  "boot-entry",
 		Title: "From exec to the first port write of a PVH image of a few KiB",
-		Where: Lab, Rounds: 9, Warmups: 1,
+		Where: Lab, LabCPUs: 1, Rounds: 9, Warmups: 1,
 		Metrics: []Metric{
 			{"entry", "ms", Lower, "exec of the VMM to the first byte that the image writes on the serial port"},
 		},

@@ -46,7 +46,7 @@ func disk(cache string) Benchmark {
 		Name: "disk-" + cache,
 		Title: fmt.Sprintf("fio in a Debian guest (%d vCPU) on a virtio disk, cache=%s: libaio, direct, depth 32, %d s a run",
 			loadCPUs, cache, fioSeconds),
-		Where: Lab, NeedsDisk: true, Rounds: 5, Warmups: 1,
+		Where: Lab, LabCPUs: 1, NeedsDisk: true, Rounds: 5, Warmups: 1,
 		OpenLimit: 5 * time.Minute, RunLimit: 2 * time.Minute,
 		Open: func(ctx context.Context, env *Env) (Session, error) {
 			return openDisk(ctx, env, cache, []way{
