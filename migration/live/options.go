@@ -114,6 +114,11 @@ type ReceiveOptions struct {
 	// HelloLimit is how long a new connection may take to say what it is, TLS
 	// handshake included; 5 s by default.
 	HelloLimit time.Duration
+	// Begin is told which migration was offered, before the VM is prepared. What
+	// it records lets others tell a migration that ended here without Committed,
+	// and so never will, from one that they know nothing of. If it fails, the
+	// offer is refused. nil records nothing.
+	Begin func(Token) error
 	// Committed records, where it outlives this process, that the VM of this
 	// migration is the destination's from now on. It is called once, at the
 	// commit point, before the source is told and before the guest runs. If it
