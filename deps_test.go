@@ -87,6 +87,7 @@ var alone = map[string]string{
 	"memory":            "everything stands on it",
 	"vmm/kvm":           "one method per ioctl, nothing else",
 	"migration/wire":    "the wire format outlives the code around it",
+	"migration/pki":     "certificates and TLS, nothing of machines",
 	"guest/init":        "it runs inside guests",
 	"internal/netd":     "shared by two processes that must stay small",
 	"internal/tap":      "netlink only",
