@@ -31,7 +31,7 @@ type Offer struct {
 
 // Layer is a disk layer or boot file that pages are named by.
 type Layer struct {
-	ID     layer.ID `json:"id"`
+	ID     layer.ID `json:"id,omitzero"`
 	Path   string   `json:"path"`
 	Format string   `json:"format"`
 	Size   int64    `json:"size"`

@@ -1,0 +1,156 @@
+package live
+
+import (
+	"errors"
+	"time"
+
+	"ditto.vm/memory"
+)
+
+// How the guest is slowed down when it writes faster than pages are sent.
+const (
+	firstThrottle = 20 // percent
+	throttleStep  = 10
+	maxThrottle   = 99
+	// slowProgress is the share of what was left a round before that is too much
+	// to be left now; after so many such rounds in a row the guest is throttled.
+	slowProgress = 0.7
+	slowRounds   = 2
+	// switchCost is what the pause takes besides pages: state, disks, and the way
+	// there and back a few times.
+	switchCost = 20 * time.Millisecond
+)
+
+// ErrTimeout is wrapped by the error of a migration that took too long.
+var ErrTimeout = errors.New("pre-copy took too long")
+
+// progress of the rounds, from which it is predicted how long the guest would
+// stand still.
+type convergence struct {
+	left, before uint64  // pages to be sent, now and a round before
+	rate         float64 // pages a second
+	slow         int     // rounds in a row
+	throttle     int     // percent
+}
+
+// expected predicts the downtime.
+func (c *convergence) expected() time.Duration {
+	if c.rate == 0 {
+		return switchCost
+	}
+	return switchCost + time.Duration(float64(c.left)/c.rate*float64(time.Second))
+}
+
+// ended notes a round that sent so many pages in some time, and what it left.
+func (c *convergence) ended(sent uint64, took time.Duration, left uint64) {
+	// A round of few pages says little: it took the time of an answer.
+	if rate := float64(sent) / max(took.Seconds(), 1e-6); sent >= 1024 || c.rate == 0 {
+		c.rate = rate
+	}
+	c.before, c.left = c.left, left
+	if float64(c.left) > slowProgress*float64(c.before) && c.before > 0 {
+		c.slow++
+	} else {
+		c.slow = 0
+	}
+}
+
+// slower returns what to throttle the guest by from now on.
+func (c *convergence) slower() int {
+	switch {
+	case c.slow < slowRounds:
+	case c.throttle == 0:
+		c.throttle, c.slow = firstThrottle, 0
+	default:
+		c.throttle, c.slow = min(c.throttle+throttleStep, maxThrottle), 0
+	}
+	return c.throttle
+}
+
+// precopy sends rounds until the guest may stand still. What is left is in
+// s.dirty.
+func (s *sender) precopy() error {
+	s.phase(PhaseCopy)
+	began := time.Now()
+	var c convergence
+	for {
+		roundBegan, pages := time.Now(), s.mem.Size()>>memory.PageShift
+		var err error
+		if s.round == 0 {
+			err = s.firstRound()
+		} else {
+			pages = s.dirty.Count()
+			err = s.nextRound(s.dirty, s.recorded != nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.collect(); err != nil {
+			return err
+		}
+		took := time.Since(roundBegan)
+		c.ended(pages, took, s.dirty.Count())
+		s.told(c, took)
+		switch {
+		case c.expected() <= s.o.Downtime:
+			return nil
+		case s.o.Timeout > 0 && time.Since(began) > s.o.Timeout:
+			return s.tooLong(c)
+		case !s.o.NoThrottle && c.slower() != s.report.Throttle:
+			s.report.Throttle = c.throttle
+			s.vm.Throttle(c.throttle)
+		}
+	}
+}
+
+// collect makes s.dirty what has to be sent next. Pages written from here on are
+// collected the next time.
+func (s *sender) collect() error {
+	s.dirty.Clear()
+	if err := s.vm.Collect(s.dirty); err != nil {
+		return s.cause(err)
+	}
+	s.asked.Clear()
+	for r := range s.wanted.Runs() {
+		s.asked.Add(r.Start, r.Size)
+		s.dirty.Add(r.Start, r.Size)
+	}
+	s.wanted.Clear()
+	return nil
+}
+
+// told tells how far the rounds are.
+func (s *sender) told(c convergence, took time.Duration) {
+	s.report.Expected = c.expected()
+	s.events.tell(true, s.sent(), func(e *Event) {
+		e.Left, e.Expected, e.Throttle = c.left<<memory.PageShift, c.expected(), s.report.Throttle
+		e.DirtyRate = uint64(float64(c.left<<memory.PageShift) / max(took.Seconds(), 1e-6))
+	})
+}
+
+// tooLong does what the policy says.
+func (s *sender) tooLong(c convergence) error {
+	switch s.o.OnTimeout {
+	case TimeoutStop:
+		s.report.Mode = "stop"
+		return nil
+	default:
+		return &TimeoutError{After: s.o.Timeout, Left: c.left << memory.PageShift, Expected: c.expected()}
+	}
+}
+
+// TimeoutError says how far pre-copy came.
+type TimeoutError struct {
+	After    time.Duration
+	Left     uint64 // bytes
+	Expected time.Duration
+}
+
+// Error implements error.
+func (e *TimeoutError) Error() string {
+	return ErrTimeout.Error() + ": after " + e.After.String() + " the guest would have to stand still for " +
+		e.Expected.Round(time.Millisecond).String() + "; allow more downtime or time, or let it be stopped"
+}
+
+// Unwrap returns [ErrTimeout].
+func (e *TimeoutError) Unwrap() error { return ErrTimeout }
