@@ -128,6 +128,11 @@ func (r *receiver) hello() error {
 // arrive receives memory and state and makes the VM.
 func (r *receiver) arrive(vm DestinationVM) error {
 	r.start(r.decode)
+	if r.o.Begin != nil {
+		if err := r.o.Begin(r.token); err != nil {
+			return &refusal{err}
+		}
+	}
 	arrival, err := vm.Prepare(r.run, r.offer)
 	if err != nil {
 		return &refusal{r.cause(err)}
