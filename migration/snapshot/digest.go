@@ -5,9 +5,10 @@ import (
 	"fmt"
 
 	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 )
 
-// Digest is the first 16 bytes of a BLAKE3.
+// Digest is the first 16 bytes of a BLAKE3, or of a page an XXH3-128.
 type Digest [16]byte
 
 // ID is the identity of a snapshot: the digest over its manifest, which holds
@@ -19,6 +20,11 @@ func digestOf(b []byte) Digest {
 	sum := blake3.Sum256(b)
 	return Digest(sum[:16])
 }
+
+// pageDigest returns the digest of a page, or of the digests of blocks: XXH3-128,
+// which keeps up with memory. The seed is drawn for each snapshot, and no guest
+// reads it: whoever cannot know it cannot make two pages of one digest.
+func pageDigest(seed uint64, page []byte) Digest { return xxh3.Hash128Seed(page, seed).Bytes() }
 
 // digestOfAll returns the digest over digests, one after the other.
 func digestOfAll(all []Digest) Digest {

@@ -103,7 +103,7 @@ func sealMap(b []byte) []byte {
 	le.PutUint32(b[offVersion:], Format)
 	le.PutUint32(b[offHeaderSize:], headerSize)
 	le.PutUint32(b[offPageSize:], memory.PageSize)
-	le.PutUint32(b[offDigestKind:], digestBLAKE3)
+	le.PutUint32(b[offDigestKind:], digestXXH3)
 	le.PutUint64(b[offMapPages:], 256)
 	le.PutUint32(b[offReserved:], 0)
 	clear(b[offReserved2:offHeaderSum])

@@ -154,7 +154,7 @@ func (s *Snapshot) readBlocks(i int, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if blocksDigest(b) != want {
+	if blocksDigest(s.p.seed, b, r.Indexed) != want {
 		return fmt.Errorf("%w: %s: the %d blocks from %d on are not what they were", ErrLayer, s.m.Layers[r.Layer].Path, r.Pages, r.Number)
 	}
 	return nil

@@ -419,12 +419,12 @@ func (s *Snapshot) resolve(gfn memory.GFN) (flatRun, bool) {
 	return f, true
 }
 
-// holds reports whether the snapshot is known to hold a page with this digest.
-func (s *Snapshot) holds(gfn memory.GFN, d Digest) bool {
+// holds reports whether the snapshot stores these bytes as a page.
+func (s *Snapshot) holds(gfn memory.GFN, page []byte) bool {
 	f, ok := s.resolve(gfn)
 	if !ok || f.Kind != Unique {
 		return false
 	}
 	held, err := f.src.p.slotDigest(f.Number)
-	return err == nil && held == d
+	return err == nil && held == pageDigest(f.src.p.seed, page)
 }

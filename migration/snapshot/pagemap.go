@@ -25,12 +25,16 @@ const (
 	offReserved   = 68  // 4 bytes
 	offPagesSize  = 72  // u64: size of the file pages
 	offHeadSum    = 80  // XXH3-128 of the rest of the head
-	offReserved2  = 96  // 24 bytes
+	offSeed       = 96  // u64: of the digests of pages and block runs
+	offReserved2  = 104 // 16 bytes
 	offHeaderSum  = 120 // XXH3-64 of the bytes before it
 
-	headerSize   = 128
-	magic        = "DITTOPGM"
-	digestBLAKE3 = 1 // the first 16 bytes of BLAKE3
+	headerSize = 128
+	magic      = "DITTOPGM"
+	digestXXH3 = 2 // XXH3-128 with the header's seed
+
+	// runIndexed is the flag of [Run.Indexed].
+	runIndexed = 1
 
 	runSize    = 16
 	digestSize = 16
@@ -73,6 +77,7 @@ type pageMap struct {
 	frames     []frame
 	framePages uint32
 	pagesSize  uint64
+	seed       uint64 // of the digests of pages and of block runs
 	// slots are the places in pages, and used has a bit for each that a page is
 	// in.
 	slots uint64
@@ -105,7 +110,7 @@ func (p *pageMap) encode() (b []byte, head uint64) {
 	for _, r := range p.runs {
 		pages += r.Pages
 		b = le.AppendUint32(b, uint32(r.Pages))
-		b = append(b, byte(r.Kind), 0)
+		b = append(b, byte(r.Kind), r.flags())
 		b = le.AppendUint16(b, uint16(r.Layer))
 		b = le.AppendUint64(b, r.Number)
 	}
@@ -130,7 +135,8 @@ func (p *pageMap) encode() (b []byte, head uint64) {
 	le.PutUint32(b[offVersion:], Format)
 	le.PutUint32(b[offHeaderSize:], headerSize)
 	le.PutUint32(b[offPageSize:], memory.PageSize)
-	le.PutUint32(b[offDigestKind:], digestBLAKE3)
+	le.PutUint32(b[offDigestKind:], digestXXH3)
+	le.PutUint64(b[offSeed:], p.seed)
 	le.PutUint64(b[offMapPages:], pages)
 	le.PutUint64(b[offRuns:], c.runs)
 	le.PutUint64(b[offBlockRuns:], c.blockRuns)
@@ -235,11 +241,11 @@ func readHeader(b []byte, scope mapScope) (*pageMap, mapCounts, error) {
 		return nil, none, formatError("page map: the header was altered")
 	}
 	if le.Uint32(b[offVersion:]) != Format || le.Uint32(b[offHeaderSize:]) != headerSize || le.Uint32(b[offPageSize:]) != memory.PageSize ||
-		le.Uint32(b[offDigestKind:]) != digestBLAKE3 || le.Uint32(b[offReserved:]) != 0 || [offHeaderSum - offReserved2]byte(b[offReserved2:]) != [offHeaderSum - offReserved2]byte{} {
+		le.Uint32(b[offDigestKind:]) != digestXXH3 || le.Uint32(b[offReserved:]) != 0 || [offHeaderSum - offReserved2]byte(b[offReserved2:]) != [offHeaderSum - offReserved2]byte{} {
 		return nil, none, formatError("page map: header %x", b[:headerSize])
 	}
 	c := mapCounts{le.Uint64(b[offRuns:]), le.Uint64(b[offBlockRuns:]), le.Uint64(b[offSlots:]), le.Uint64(b[offFrames:])}
-	p := &pageMap{framePages: le.Uint32(b[offFramePages:]), pagesSize: le.Uint64(b[offPagesSize:])}
+	p := &pageMap{seed: le.Uint64(b[offSeed:]), framePages: le.Uint32(b[offFramePages:]), pagesSize: le.Uint64(b[offPagesSize:])}
 	pages := uint64(0)
 	for _, r := range scope.regions {
 		pages += r.Size / memory.PageSize
@@ -262,11 +268,11 @@ func (p *pageMap) decodeRuns(b []byte, scope mapScope) error {
 	regions := scope.regions
 	at := regions[0].Start.GFN()
 	for ; len(b) > 0; b = b[runSize:] {
-		r := Run{Start: at, Pages: uint64(le.Uint32(b)), Kind: Kind(b[4]), Layer: int(le.Uint16(b[6:])), Number: le.Uint64(b[8:])}
+		r := Run{Start: at, Pages: uint64(le.Uint32(b)), Kind: Kind(b[4]), Layer: int(le.Uint16(b[6:])), Number: le.Uint64(b[8:]), Indexed: b[5] == runIndexed}
 		if len(regions) == 0 || r.Pages == 0 || r.End() > regions[0].End().GFN() {
 			return formatError("page map: run %d: %d pages from %s on lie outside of memory", len(p.runs), r.Pages, r.Start)
 		}
-		if b[5] != 0 || !r.sound(scope) {
+		if b[5] != r.flags() || !r.sound(scope) {
 			return formatError("page map: run %d: flags %#x, %s, layer %d, number %d", len(p.runs), b[5], r.Kind, r.Layer, r.Number)
 		}
 		p.add(r)
@@ -284,6 +290,9 @@ func (p *pageMap) decodeRuns(b []byte, scope mapScope) error {
 
 // sound checks a run by itself.
 func (r *Run) sound(scope mapScope) bool {
+	if r.Indexed && r.Kind != Block {
+		return false
+	}
 	switch r.Kind {
 	case Zero:
 		return r.Layer == 0 && r.Number == 0

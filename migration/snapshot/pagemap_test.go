@@ -10,7 +10,6 @@ import (
 
 	"github.com/zeebo/xxh3"
 
-	"ditto.vm/images/layer"
 	"ditto.vm/memory"
 )
 
@@ -71,7 +70,7 @@ func TestAlteredTogether(t *testing.T) {
 	}
 	page := make([]byte, memory.PageSize)
 	page[0] = 0xee
-	sum := layer.Sum(page)
+	sum := pageDigest(snap.p.seed, page)
 	for name, change := range map[string]struct {
 		at int64
 		b  []byte

@@ -6,7 +6,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/xxh3"
 
-	"ditto.vm/images/layer"
 	"ditto.vm/memory"
 )
 
@@ -97,7 +96,7 @@ func (s *Snapshot) checkSlot(slot uint64, page []byte) error {
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", s.dir, err)
 	}
-	if Digest(layer.Sum(page)) != want {
+	if pageDigest(s.p.seed, page) != want {
 		return s.altered(slot)
 	}
 	return nil

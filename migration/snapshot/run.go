@@ -47,6 +47,17 @@ type Run struct {
 	// Number is, for the first page, its block, its page frame number or its
 	// place in pages; the next page has the next. Else zero.
 	Number uint64
+	// Indexed says that the digest of a Block run is made of the digests that the
+	// layer's index has, so that nothing had to be read.
+	Indexed bool
+}
+
+// flags returns what the page map stores of a run beside its numbers.
+func (r *Run) flags() byte {
+	if r.Indexed {
+		return runIndexed
+	}
+	return 0
 }
 
 // End returns the page after the run's last.

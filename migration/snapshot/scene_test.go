@@ -218,7 +218,7 @@ var testSections = []Section{
 // options are those of most tests.
 func (s *scene) options(c Compression) Options {
 	return Options{
-		Space: s.space, Ditto: "v1.2.3", Config: json.RawMessage(`{"name":"<test>"}`), Compression: c,
+		Space: s.space, Ditto: "v1.2.3", Config: json.RawMessage(`{"name":"<test>"}`), Compression: c, Seed: 7,
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Layers: []LayerSource{s.layerSource()},
 	}
 }

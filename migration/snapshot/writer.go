@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +27,8 @@ type Options struct {
 	Ditto string
 	// Config is what the VM was made of, in JSON.
 	Config json.RawMessage
+	// Seed is that of the digests of pages; zero draws one.
+	Seed uint64
 	// Created is the time to be stated; zero means now.
 	Created time.Time
 	// Layers are those that pages may be named by. What equals blocks of any
@@ -77,6 +81,7 @@ type Writer struct {
 	pages   *os.File
 	regions []memory.Range
 	byNames map[names.LayerID]int
+	seed    uint64
 
 	// Of each page, by its place in memory. A page belongs to one batch at a
 	// time.
@@ -113,12 +118,22 @@ func Create(target Target, o Options) (*Writer, error) {
 	return w, nil
 }
 
+// randomSeed draws a seed.
+func randomSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.LittleEndian.Uint64(b[:])
+}
+
 func (w *Writer) begin() error {
 	if w.o.Compression == "" {
 		w.o.Compression = None
 	}
 	if w.o.Workers <= 0 {
 		w.o.Workers = runtime.NumCPU()
+	}
+	if w.seed = w.o.Seed; w.seed == 0 {
+		w.seed = randomSeed()
 	}
 	if w.o.Created.IsZero() {
 		w.o.Created = time.Now()

@@ -230,7 +230,7 @@ func TestLower(t *testing.T) {
 	s.save("snap", o, Capture{Map: s.pass(false)})
 	want := []Run{
 		{Start: 20, Pages: 3, Kind: Block, Layer: 1, Number: 10},
-		{Start: 23, Pages: 3, Kind: Block, Layer: 0, Number: 13},
+		{Start: 23, Pages: 3, Kind: Block, Layer: 0, Number: 13, Indexed: true}, // the scene has an index of it
 	}
 	snap, err := Open(s.dir+"/snap", OpenOptions{})
 	if err != nil {

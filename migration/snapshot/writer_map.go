@@ -22,7 +22,7 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pageMap{runs: runs}
+	p := &pageMap{runs: runs, seed: w.seed}
 	w.place(p)
 	p.slots = uint64(len(p.digests))
 	if err := p.markSlots(); err != nil {
@@ -33,7 +33,7 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	const row = 256
 	err = parallel.Do(ctx, w.o.Workers, (len(p.blocks)+row-1)/row, func(_ context.Context, _, n int) error {
 		for i := n * row; i < min((n+1)*row, len(p.blocks)); i++ {
-			d, err := w.blockDigest(p.runs[p.blocks[i]])
+			d, err := w.blockDigest(&p.runs[p.blocks[i]])
 			if err != nil {
 				return err
 			}
@@ -75,36 +75,40 @@ func (w *Writer) lowered(ctx context.Context, runs []Run) ([]Run, error) {
 	return l.runs, nil
 }
 
-// blockDigest returns the digest over the digests of a run's blocks.
-func (w *Writer) blockDigest(r Run) (Digest, error) {
+// blockDigest returns the digest of a run of blocks: over those that the layer's
+// index has of them all, which costs no reading, or else over their bytes.
+func (w *Writer) blockDigest(r *Run) (Digest, error) {
 	l := &w.o.Layers[r.Layer]
 	flat := make([]byte, 0, maxBlockRun*digestSize)
-	var page [memory.PageSize]byte
-	for block := r.Number; block < r.Number+r.Pages; block++ {
-		var d [16]byte
-		ok := false
-		if l.Digest != nil {
-			d, ok = l.Digest(block)
-		}
+	for block := r.Number; l.Digest != nil && block < r.Number+r.Pages; block++ {
+		d, ok := l.Digest(block)
 		if !ok {
-			if err := readFull(l.Source, page[:], int64(block)*memory.PageSize); err != nil {
-				return Digest{}, fmt.Errorf("layer %s: read block %d: %w", l.Path, block, err)
-			}
-			d = layer.Sum(page[:])
+			break
 		}
 		flat = append(flat, d[:]...)
 	}
-	return digestOf(flat), nil
+	if r.Indexed = len(flat) == int(r.Pages)*digestSize; r.Indexed {
+		return pageDigest(w.seed, flat), nil
+	}
+	var blocks [maxBlockRun * memory.PageSize]byte
+	b := blocks[:r.Pages*memory.PageSize]
+	if err := readFull(l.Source, b, int64(r.Number)*memory.PageSize); err != nil {
+		return Digest{}, fmt.Errorf("layer %s: read %d blocks from %d on: %w", l.Path, r.Pages, r.Number, err)
+	}
+	return blocksDigest(w.seed, b, false), nil
 }
 
-// blocksDigest is the same of bytes that were read.
-func blocksDigest(blocks []byte) Digest {
+// blocksDigest returns the digest of a run whose blocks were read.
+func blocksDigest(seed uint64, blocks []byte, indexed bool) Digest {
+	if !indexed {
+		return pageDigest(seed, blocks)
+	}
 	flat := make([]byte, 0, maxBlockRun*digestSize)
 	for ; len(blocks) > 0; blocks = blocks[memory.PageSize:] {
 		d := layer.Sum(blocks[:memory.PageSize])
 		flat = append(flat, d[:]...)
 	}
-	return digestOf(flat)
+	return pageDigest(seed, flat)
 }
 
 // readFull fills b. Sources return io.EOF together with the last bytes.

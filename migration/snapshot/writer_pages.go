@@ -98,8 +98,8 @@ func (w *Writer) gather(b *batch, row []memory.Range, view func(memory.GPA, uint
 				w.zero.Add(gfn.GPA(), memory.PageSize)
 				continue
 			}
-			d := Digest(layer.Sum(page))
-			if w.o.Parent != nil && w.o.Parent.holds(gfn, d) {
+			d := pageDigest(w.seed, page)
+			if w.o.Parent != nil && w.o.Parent.holds(gfn, page) {
 				w.parent.Add(gfn.GPA(), memory.PageSize)
 				continue
 			}
