@@ -34,11 +34,15 @@ type Options struct {
 	// AnyLength takes a raw image of any length, as a backing file may have.
 	// Zeros fill its last block.
 	AnyLength bool
+	// Unlocked takes no lock and is read-only: what is read may change at any
+	// time, and may be neither what was nor what is.
+	Unlocked bool
 }
 
 // Open opens and locks an image and everything below it. What a user can get
 // wrong is a [*disk.Error].
 func Open(path string, o Options) (*Chain, error) {
+	o.ReadOnly = o.ReadOnly || o.Unlocked
 	top, err := openLayer(path, o)
 	if err != nil {
 		return nil, err
@@ -65,7 +69,7 @@ func (c *Chain) openBelow(last *Layer) error {
 		if depth >= MaxDepth {
 			return &disk.Error{Path: last.Path(), Reason: fmt.Sprintf("is on more than %d layers", MaxDepth), Cure: "merge some with 'ditto image commit'"}
 		}
-		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, AnyLength: true})
+		below, err := openLayer(path, Options{ReadOnly: true, Cache: c.options.Cache, Format: format, AnyLength: true, Unlocked: c.options.Unlocked})
 		if err != nil {
 			return fmt.Errorf("below %s: %w", last.Path(), err)
 		}
@@ -92,7 +96,7 @@ func openLayer(path string, o Options) (*Layer, error) {
 	}
 	switch format {
 	case Raw:
-		file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Raw: o.Format == Raw, Container: o.AnyLength})
+		file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Raw: o.Format == Raw, Container: o.AnyLength, Unlocked: o.Unlocked})
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +108,7 @@ func openLayer(path string, o Options) (*Layer, error) {
 }
 
 func openQcow2(path string, o Options) (*Layer, error) {
-	file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Container: true})
+	file, err := disk.Open(path, disk.Options{ReadOnly: o.ReadOnly, Cache: o.Cache, Container: true, Unlocked: o.Unlocked})
 	if err != nil {
 		return nil, err
 	}

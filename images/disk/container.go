@@ -131,14 +131,12 @@ func (r *Raw) GiveUpWriting() error {
 // TakeUpWriting is the reverse, for a file that was opened for writing. It
 // fails while another process has the file open.
 func (r *Raw) TakeUpWriting() error {
-	perm := permRead | permWrite
-	if r.options.Container {
-		perm |= permResize
-	}
-	if err := applyLocks(r.fd, perm, 0); err != nil {
+	o := r.options
+	o.ReadOnly = false
+	if err := applyLocks(r.fd, o.perm(), 0); err != nil {
 		return lockError(r.path, r.fd, r.options, err)
 	}
-	if err := checkLocks(r.fd, perm, permWrite|permResize); err != nil {
+	if err := checkLocks(r.fd, o.perm(), o.unshared()); err != nil {
 		return errors.Join(lockError(r.path, r.fd, r.options, err), r.GiveUpWriting())
 	}
 	r.options.ReadOnly = false

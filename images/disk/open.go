@@ -85,23 +85,33 @@ func adopt(path string, fd, buffered int, o Options) (*Raw, error) {
 	if err := r.inspect(); err != nil {
 		return nil, closeAfter(fd, err)
 	}
-	perm, unshared := permRead, permWrite|permResize
-	if !o.ReadOnly {
-		perm |= permWrite
-		if o.Container {
-			perm |= permResize
-		}
-	}
-	if o.Unlocked {
-		perm, unshared = 0, 0
-	}
-	if err := lock(fd, perm, unshared); err != nil {
+	if err := lock(fd, o.perm(), o.unshared()); err != nil {
 		return nil, closeAfter(fd, lockError(path, fd, o, err))
 	}
 	if err := r.openBuffered(); err != nil {
 		return nil, closeAfter(fd, err)
 	}
 	return r, nil
+}
+
+// perm is what an opener does with the file, and unshared what nobody else may.
+func (o Options) perm() int {
+	switch {
+	case o.Unlocked:
+		return 0
+	case o.ReadOnly:
+		return permRead
+	case o.Container:
+		return permRead | permWrite | permResize
+	}
+	return permRead | permWrite
+}
+
+func (o Options) unshared() int {
+	if o.Unlocked {
+		return 0
+	}
+	return permWrite | permResize
 }
 
 // closeAfter closes fd because of err.

@@ -26,6 +26,10 @@ type Raw struct {
 
 	noPunch, noZeroRange atomic.Bool // the file system refused once
 	flushLost            atomic.Bool
+
+	// While the file is released: what it was then.
+	released bool
+	left     layer.Stamp
 }
 
 // Size implements [Image].
