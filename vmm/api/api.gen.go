@@ -238,8 +238,9 @@ type Info struct {
 	Kernel string `json:"kernel"`
 
 	// MemoryBytes the guest's RAM
-	MemoryBytes uint64 `json:"memory_bytes"`
-	Name        string `json:"name"`
+	MemoryBytes uint64     `json:"memory_bytes"`
+	Migration   *Migration `json:"migration,omitempty"`
+	Name        string     `json:"name"`
 
 	// PID the machine's process
 	PID int `json:"pid"`
@@ -416,6 +417,19 @@ type MemoryTracker struct {
 
 	// Sees which writes it finds by itself
 	Sees string `json:"sees"`
+}
+
+// Migration of a machine that is on its way to another host, or comes from one
+type Migration struct {
+	// Phase connect, names, copy, stop, commit or pull; in-doubt when nobody knows
+	// whether the destination took over, which leaves the machine paused
+	Phase string `json:"phase"`
+
+	// Reason why it is in doubt, or stands still
+	Reason string `json:"reason,omitempty"`
+
+	// Where where it goes
+	Where string `json:"where"`
 }
 
 // RestoreStats how the memory of a machine that was restored from a snapshot came back
@@ -701,6 +715,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/stop (the `Stop` operationId).
 	Stop(ctx context.Context, body StopJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TakeBack Let a machine run on whose migration is in doubt
+	//
+	// The connection ended in the moment of the commit, and the destination did
+	// not say whether it took over. Whoever asks for this has made sure that the
+	// machine does not run there: two machines that write one disk destroy it.
+	//
+	// Corresponds with PUT /v1/vm/take-back (the `TakeBack` operationId).
+	TakeBack(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetMetrics The counters in the Prometheus text format
@@ -1003,6 +1026,25 @@ func (c *Client) StopWithBody(ctx context.Context, contentType string, body io.R
 // Corresponds with PUT /v1/vm/stop (the `Stop` operationId).
 func (c *Client) Stop(ctx context.Context, body StopJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStopRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TakeBack Let a machine run on whose migration is in doubt
+//
+// The connection ended in the moment of the commit, and the destination did
+// not say whether it took over. Whoever asks for this has made sure that the
+// machine does not run there: two machines that write one disk destroy it.
+//
+// Corresponds with PUT /v1/vm/take-back (the `TakeBack` operationId).
+func (c *Client) TakeBack(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeBackRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -1532,6 +1574,33 @@ func NewStopRequestWithBody(server string, contentType string, body io.Reader) (
 	return req, nil
 }
 
+// NewTakeBackRequest constructs an http.Request for the TakeBack method
+func NewTakeBackRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vm/take-back")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -1717,6 +1786,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /v1/vm/stop (the `Stop` operationId).
 	StopWithResponse(ctx context.Context, body StopJSONRequestBody, reqEditors ...RequestEditorFn) (*StopResponse, error)
+
+	// TakeBackWithResponse Let a machine run on whose migration is in doubt
+	//
+	// The connection ended in the moment of the commit, and the destination did
+	// not say whether it took over. Whoever asks for this has made sure that the
+	// machine does not run there: two machines that write one disk destroy it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/vm/take-back (the `TakeBack` operationId).
+	TakeBackWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*TakeBackResponse, error)
 }
 
 type GetMetricsResponse struct {
@@ -2376,6 +2456,47 @@ func (r StopResponse) ContentType() string {
 	return ""
 }
 
+type TakeBackResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r TakeBackResponse) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TakeBackResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TakeBackResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TakeBackResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TakeBackResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetMetricsWithResponse The counters in the Prometheus text format
 //
 // Returns a wrapper object for the known response body format(s).
@@ -2630,6 +2751,23 @@ func (c *ClientWithResponses) StopWithResponse(ctx context.Context, body StopJSO
 		return nil, err
 	}
 	return ParseStopResponse(rsp)
+}
+
+// TakeBackWithResponse Let a machine run on whose migration is in doubt
+//
+// The connection ended in the moment of the commit, and the destination did
+// not say whether it took over. Whoever asks for this has made sure that the
+// machine does not run there: two machines that write one disk destroy it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/vm/take-back (the `TakeBack` operationId).
+func (c *ClientWithResponses) TakeBackWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*TakeBackResponse, error) {
+	rsp, err := c.TakeBack(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTakeBackResponse(rsp)
 }
 
 // ParseGetMetricsResponse parses an HTTP response from a GetMetricsWithResponse call
@@ -3088,6 +3226,35 @@ func ParseStopResponse(rsp *http.Response) (*StopResponse, error) {
 	return response, nil
 }
 
+// ParseTakeBackResponse parses an HTTP response from a TakeBackWithResponse call
+func ParseTakeBackResponse(rsp *http.Response) (*TakeBackResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TakeBackResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// GetMetrics The counters in the Prometheus text format
@@ -3135,6 +3302,9 @@ type ServerInterface interface {
 	// Stop Press the power button, wait, then kill
 	// (PUT /v1/vm/stop)
 	Stop(w http.ResponseWriter, r *http.Request)
+	// TakeBack Let a machine run on whose migration is in doubt
+	// (PUT /v1/vm/take-back)
+	TakeBack(w http.ResponseWriter, r *http.Request)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -3420,6 +3590,20 @@ func (siw *ServerInterfaceWrapper) Stop(w http.ResponseWriter, r *http.Request) 
 	handler.ServeHTTP(w, r)
 }
 
+// TakeBack operation middleware
+func (siw *ServerInterfaceWrapper) TakeBack(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.TakeBack(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -3544,6 +3728,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/vm/stats", wrapper.GetStats)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/pause", wrapper.Pause)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/resume", wrapper.Resume)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/take-back", wrapper.TakeBack)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/power-button", wrapper.PressPowerButton)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/stop", wrapper.Stop)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/v1/vm/kill", wrapper.Kill)
@@ -4086,6 +4271,38 @@ func (response StopdefaultJSONResponse) VisitStopResponse(w http.ResponseWriter)
 	return err
 }
 
+type TakeBackRequestObject struct {
+}
+
+type TakeBackResponseObject interface {
+	VisitTakeBackResponse(w http.ResponseWriter) error
+}
+
+type TakeBack204Response struct {
+}
+
+func (response TakeBack204Response) VisitTakeBackResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type TakeBackdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response TakeBackdefaultJSONResponse) VisitTakeBackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetMetrics The counters in the Prometheus text format
@@ -4133,6 +4350,9 @@ type StrictServerInterface interface {
 	// Stop Press the power button, wait, then kill
 	// (PUT /v1/vm/stop)
 	Stop(ctx context.Context, request StopRequestObject) (StopResponseObject, error)
+	// TakeBack Let a machine run on whose migration is in doubt
+	// (PUT /v1/vm/take-back)
+	TakeBack(ctx context.Context, request TakeBackRequestObject) (TakeBackResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -4562,6 +4782,30 @@ func (sh *strictHandler) Stop(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(StopResponseObject); ok {
 		if err := validResponse.VisitStopResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TakeBack operation middleware
+func (sh *strictHandler) TakeBack(w http.ResponseWriter, r *http.Request) {
+	var request TakeBackRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.TakeBack(ctx, request.(TakeBackRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TakeBack")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(TakeBackResponseObject); ok {
+		if err := validResponse.VisitTakeBackResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

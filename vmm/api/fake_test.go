@@ -75,7 +75,10 @@ func (f *fakeMachine) MemoryMap(_ context.Context, q MemoryQuery) (MemoryMap, er
 
 func (f *fakeMachine) Pause(context.Context) error  { return f.call("pause") }
 func (f *fakeMachine) Resume(context.Context) error { return f.call("resume") }
-func (f *fakeMachine) PowerButton() error           { return f.call("power-button") }
+func (f *fakeMachine) TakeBack(context.Context) error {
+	return f.call("take-back")
+}
+func (f *fakeMachine) PowerButton() error { return f.call("power-button") }
 
 func (f *fakeMachine) Stop(ctx context.Context, grace time.Duration) error {
 	err := f.call("stop %s", grace)

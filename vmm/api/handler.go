@@ -182,6 +182,10 @@ func (o *operations) Resume(ctx context.Context, _ ResumeRequestObject) (ResumeR
 	return Resume204Response{}, o.machine.Resume(ctx)
 }
 
+func (o *operations) TakeBack(ctx context.Context, _ TakeBackRequestObject) (TakeBackResponseObject, error) {
+	return TakeBack204Response{}, o.machine.TakeBack(ctx)
+}
+
 func (o *operations) PressPowerButton(context.Context, PressPowerButtonRequestObject) (PressPowerButtonResponseObject, error) {
 	return PressPowerButton204Response{}, o.machine.PowerButton()
 }

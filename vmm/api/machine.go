@@ -19,6 +19,9 @@ type Machine interface {
 	Stats() (Stats, error)
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+	// TakeBack lets a machine run on whose migration is in doubt. It fails with
+	// [ErrWrongState] if none is.
+	TakeBack(ctx context.Context) error
 	// PowerButton presses the button and returns.
 	PowerButton() error
 	// Stop presses the power button, waits for at most grace and kills. It

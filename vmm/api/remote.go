@@ -127,6 +127,15 @@ func (r *Remote) Resume(ctx context.Context) error {
 	return done(response.StatusCode(), response.JSONDefault)
 }
 
+// TakeBack lets the machine run on though its migration is in doubt.
+func (r *Remote) TakeBack(ctx context.Context) error {
+	response, err := r.client.TakeBackWithResponse(ctx)
+	if err != nil {
+		return err
+	}
+	return done(response.StatusCode(), response.JSONDefault)
+}
+
 // PowerButton presses the power button.
 func (r *Remote) PowerButton(ctx context.Context) error {
 	response, err := r.client.PressPowerButtonWithResponse(ctx)

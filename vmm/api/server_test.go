@@ -60,7 +60,7 @@ func TestRemote(t *testing.T) {
 		t.Errorf("%q, %v", text, err)
 	}
 	m.calls = nil
-	for _, f := range []func(context.Context) error{r.Pause, r.Resume, r.PowerButton,
+	for _, f := range []func(context.Context) error{r.Pause, r.Resume, r.TakeBack, r.PowerButton,
 		func(ctx context.Context) error { return r.SetBalloon(ctx, 4096) },
 		func(ctx context.Context) error { return r.ResizeDisk(ctx, 1, 8192) },
 		func(ctx context.Context) error { return r.ResizeConsole(ctx, 80, 25) },
@@ -69,7 +69,7 @@ func TestRemote(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if diff := cmp.Diff([]string{"pause", "resume", "power-button", "set-balloon 4096", "resize-disk 1 8192", "resize 80x25"}, m.calls); diff != "" {
+	if diff := cmp.Diff([]string{"pause", "resume", "take-back", "power-button", "set-balloon 4096", "resize-disk 1 8192", "resize 80x25"}, m.calls); diff != "" {
 		t.Error(diff)
 	}
 	if err := s.Close(); err != nil {
@@ -105,13 +105,14 @@ func TestRemoteErrors(t *testing.T) {
 			t.Errorf("%v came out as %v", test.fail, err)
 		}
 		for name, f := range map[string]func() error{
-			"stats":   func() error { _, err := r.Stats(t.Context()); return err },
-			"memory":  func() error { _, err := r.Memory(t.Context(), MemoryQuery{}); return err },
-			"map":     func() error { _, err := r.MemoryMap(t.Context(), MemoryQuery{}); return err },
-			"balloon": func() error { _, err := r.Balloon(t.Context()); return err },
-			"metrics": func() error { _, err := r.Metrics(t.Context()); return err },
-			"resume":  func() error { return r.Resume(t.Context()) },
-			"button":  func() error { return r.PowerButton(t.Context()) },
+			"stats":     func() error { _, err := r.Stats(t.Context()); return err },
+			"memory":    func() error { _, err := r.Memory(t.Context(), MemoryQuery{}); return err },
+			"map":       func() error { _, err := r.MemoryMap(t.Context(), MemoryQuery{}); return err },
+			"balloon":   func() error { _, err := r.Balloon(t.Context()); return err },
+			"metrics":   func() error { _, err := r.Metrics(t.Context()); return err },
+			"resume":    func() error { return r.Resume(t.Context()) },
+			"take back": func() error { return r.TakeBack(t.Context()) },
+			"button":    func() error { return r.PowerButton(t.Context()) },
 		} {
 			if err := f(); !errors.As(err, &e) || e.Status != test.status {
 				t.Errorf("%s: %v came out as %v", name, test.fail, err)

@@ -19,6 +19,9 @@ type Client struct {
 	Answer func(ctx context.Context, what string, args json.RawMessage) (reply any, files []*os.File, err error)
 	// Event hears how far the operation is, if not nil.
 	Event func(event json.RawMessage)
+	// Grace is how long the machine may take to end after it was told to cancel;
+	// a minute for 0.
+	Grace time.Duration
 }
 
 // cancelGrace is what a machine gets to undo an operation that was canceled.
@@ -42,11 +45,15 @@ func (c Client) Call(ctx context.Context, path, operation string, options, resul
 	if err := conn.write(hello); err != nil {
 		return fmt.Errorf("%s: %w: %w", operation, ErrGone, err)
 	}
+	grace := c.Grace
+	if grace == 0 {
+		grace = cancelGrace
+	}
 	canceled := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(canceled)
 		_ = conn.write(message{Kind: kindCancel}) // or else it is gone anyway
-		_ = conn.SetReadDeadline(time.Now().Add(cancelGrace))
+		_ = conn.SetReadDeadline(time.Now().Add(grace))
 	})
 	end, err := c.follow(ctx, conn)
 	if !stop() {

@@ -152,3 +152,19 @@ func CheckRegular(f *os.File, flags int) error {
 	}
 	return nil
 }
+
+// CheckStream checks that what was lent is a stream socket that is connected.
+func CheckStream(f *os.File) error {
+	fd := int(f.Fd())
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if errors.Is(err, unix.ENOTSOCK) || err == nil && kind != unix.SOCK_STREAM {
+		return fmt.Errorf("%w: what was lent is not a stream socket", ErrProtocol)
+	}
+	if err == nil {
+		_, err = unix.Getpeername(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("the socket that was lent: %w", err)
+	}
+	return nil
+}

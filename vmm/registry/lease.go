@@ -27,6 +27,8 @@ type State struct {
 	Log     string    `json:"log"`
 	// Disks are those that the machine began with, in their order.
 	Disks []Disk `json:"disks,omitempty"`
+	// Incoming: it comes from another host, and answers only when it is here.
+	Incoming bool `json:"incoming,omitempty"`
 }
 
 // Disk is a disk of a machine.
@@ -44,6 +46,8 @@ type ExitRecord struct {
 	Reason string    `json:"reason"`
 	Code   int       `json:"code"` // exit code of the machine's process
 	Error  string    `json:"error,omitempty"`
+	// Where is where a machine went that has migrated.
+	Where string `json:"where,omitempty"`
 }
 
 // Lease is the right to a name, held by the machine's own process. All of its
@@ -153,7 +157,20 @@ func (l *Lease) write(name string, data []byte) error {
 // OpenExit opens the exit record for [WriteExit], emptying it: opened early,
 // it can be written when the process may no longer open files.
 func (l *Lease) OpenExit() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(l.StateDir, exitName), os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	f, err := l.KeepExit()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(fmt.Errorf("exit record: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// KeepExit is OpenExit for a machine that may never run: how the last one of its
+// name ended stays until the file is truncated.
+func (l *Lease) KeepExit() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(l.StateDir, exitName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("exit record: %w", err)
 	}
@@ -164,6 +181,9 @@ func (l *Lease) OpenExit() (*os.File, error) {
 func WriteExit(f *os.File, e ExitRecord) error {
 	data, err := json.Marshal(e)
 	if err != nil {
+		return fmt.Errorf("exit record: %w", err)
+	}
+	if err := f.Truncate(0); err != nil {
 		return fmt.Errorf("exit record: %w", err)
 	}
 	if _, err := f.WriteAt(append(data, '\n'), 0); err != nil {

@@ -18,7 +18,7 @@ import (
 // not said what it still uses.
 func Call(ctx context.Context, path string, host vmm.SaveHost, o vmm.SaveOptions) (r vmm.SaveReport, err error) {
 	l := &lender{host: host, progress: o.Progress}
-	err = lend.Client{Kinds: kinds(), Answer: l.answer, Event: l.event}.Call(ctx, path, operation, options{
+	err = lend.Client{Kinds: Kinds(), Answer: l.answer, Event: l.event}.Call(ctx, path, operation, options{
 		Parent: o.Parent, ParentPath: o.ParentPath, Compression: o.Compression, Stop: o.Stop, Paused: o.Paused,
 	}, &r)
 	return r, err

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -22,9 +21,9 @@ type Saver interface {
 	Save(ctx context.Context, host vmm.SaveHost, o vmm.SaveOptions) (vmm.SaveReport, error)
 }
 
-// NewServer returns the server of a machine's operations.
-func NewServer(m Saver, log *slog.Logger) *lend.Server {
-	return lend.NewServer(map[string]lend.Operation{operation: save(m)}, kinds(), log)
+// Operations are what a machine's process does for clients, by their names.
+func Operations(m Saver) map[string]lend.Operation {
+	return map[string]lend.Operation{operation: save(m)}
 }
 
 // save is the operation.

@@ -46,7 +46,7 @@ func serve(t *testing.T, s saver) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(s, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	server := lend.NewServer(Operations(s), Kinds(), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	server.Serve(l)
 	t.Cleanup(func() {
 		if err := server.Close(); err != nil {

@@ -30,8 +30,8 @@ const (
 // maxPath is PATH_MAX less the NUL.
 const maxPath = 4095
 
-// kinds are the errors that a save is decided by.
-func kinds() lend.Kinds {
+// Kinds are the errors that a save is decided by.
+func Kinds() lend.Kinds {
 	return lend.Kinds{
 		"busy":          snapshot.ErrBusy,
 		"exists":        snapshot.ErrExists,

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +39,8 @@ type childJob struct {
 	LogLevel slog.Level    `json:"log_level"`
 	// Restore makes the machine of a snapshot.
 	Restore *vmproc.Restore `json:"restore,omitempty"`
+	// Receive makes the machine that another host sends.
+	Receive *receiveJob `json:"receive,omitempty"`
 }
 
 // builder returns what makes the machine of a job.
@@ -70,47 +71,19 @@ func (c *child) wait() { _, _ = c.process.Wait() }
 // startChild starts a machine's process and returns when its guest runs. If it
 // does not come to that, the process has ended and nothing is left.
 func (e *Env) startChild(ctx context.Context, job childJob) (*child, error) {
-	data, err := json.Marshal(job)
+	started, err := spawn(job)
 	if err != nil {
-		return nil, fmt.Errorf("start the machine's process: %w", err)
+		return nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("start the machine's process: %w", err)
-	}
-	jobRead, jobWrite, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("start the machine's process: %w", err)
-	}
-	defer jobWrite.Close()
-	answerRead, answerWrite, err := os.Pipe()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start the machine's process: %w", err), jobRead.Close())
-	}
-	defer answerRead.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, errors.Join(err, jobRead.Close(), answerWrite.Close())
-	}
-	process, err := os.StartProcess(self, []string{"ditto", vmProcessArg}, &os.ProcAttr{
-		Files: []*os.File{null, null, os.Stderr, jobRead, answerWrite},
-		// A session of its own: the terminal's signals and its end are not
-		// the machine's.
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	})
-	_, _, _ = null.Close(), jobRead.Close(), answerWrite.Close()
-	if err != nil {
-		return nil, fmt.Errorf("start the machine's process: %w", err)
-	}
+	defer started.close()
+	process := started.process
 	c := &child{process: process}
 	// An interrupted start must not leave a machine behind.
 	stop := context.AfterFunc(ctx, func() { _ = process.Kill() })
 	defer stop()
 
-	_, writeErr := jobWrite.Write(data)
-	_ = jobWrite.Close()
 	var answer childAnswer
-	if err := json.NewDecoder(io.LimitReader(answerRead, maxJobBytes)).Decode(&answer); err != nil || answer.Name == "" {
+	if err := json.NewDecoder(io.LimitReader(started.answers, maxJobBytes)).Decode(&answer); err != nil || answer.Name == "" {
 		c.wait()
 		switch {
 		case ctx.Err() != nil:
@@ -122,7 +95,7 @@ func (e *Env) startChild(ctx context.Context, job childJob) (*child, error) {
 		case answer.Error != "":
 			return nil, exit.Errorf(answer.Code, "%s", answer.Error)
 		}
-		return nil, errors.Join(errors.New("the machine's process ended before the guest ran"), writeErr)
+		return nil, errors.New("the machine's process ended before the guest ran")
 	}
 	c.name = answer.Name
 	return c, nil
@@ -137,10 +110,14 @@ func (e *Env) childMain() int {
 		return code
 	}
 	unix.CloseOnExec(answerFD)
+	unix.CloseOnExec(jobFD)
 	var job childJob
 	jobs := os.NewFile(jobFD, "job")
 	if err := json.NewDecoder(io.LimitReader(jobs, maxJobBytes)).Decode(&job); err != nil {
 		return fail(fmt.Errorf("the machine's process got no job: %w: use ditto run", err))
+	}
+	if job.Receive != nil {
+		return e.receiveMain(*job.Receive, jobs, answer)
 	}
 	_ = jobs.Close()
 	r, err := e.Registry()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 
 	"ditto.vm/cmd/ditto/internal/exit"
 	"ditto.vm/cmd/ditto/internal/vmproc"
+	"ditto.vm/migration/live"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
@@ -36,11 +38,13 @@ type fakeMachine struct {
 	started time.Time
 
 	save fakeSave
+	move fakeMove
 
 	mu      sync.Mutex // guards what follows
 	state   api.State
 	balloon uint64
 	disk    uint64 // its size
+	doubt   *api.Migration
 }
 
 // fakeSave is how a fake machine is saved.
@@ -48,6 +52,23 @@ type fakeSave func(context.Context, *fakeMachine, vmm.SaveHost, vmm.SaveOptions)
 
 func (m *fakeMachine) Save(ctx context.Context, host vmm.SaveHost, o vmm.SaveOptions) (vmm.SaveReport, error) {
 	return m.save(ctx, m, host, o)
+}
+
+// fakeMove is how a fake machine moves.
+type fakeMove func(context.Context, *fakeMachine, func(context.Context, bool) (net.Conn, error), live.Options) (live.Report, error)
+
+func (m *fakeMachine) Migrate(ctx context.Context, dial func(context.Context, bool) (net.Conn, error), o live.Options) (live.Report, error) {
+	return m.move(ctx, m, dial, o)
+}
+
+func (m *fakeMachine) TakeBack(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.doubt == nil {
+		return fmt.Errorf("nothing is in doubt: %w", api.ErrWrongState)
+	}
+	m.doubt, m.state = nil, api.Running
+	return nil
 }
 
 func (m *fakeMachine) Start(context.Context) error {
@@ -70,7 +91,7 @@ func (m *fakeMachine) Close() error                           { return nil }
 func (m *fakeMachine) Info() api.Info {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return api.Info{Name: m.cfg.Name, State: m.state, CPUs: m.cfg.CPUs, MemoryBytes: uint64(m.cfg.Memory.Size), Started: m.started, UptimeMs: 61_500}
+	return api.Info{Name: m.cfg.Name, State: m.state, CPUs: m.cfg.CPUs, MemoryBytes: uint64(m.cfg.Memory.Size), Started: m.started, UptimeMs: 61_500, Migration: m.doubt}
 }
 
 func (m *fakeMachine) Stats() (api.Stats, error) {
@@ -139,6 +160,7 @@ type host struct {
 	registry *registry.Registry
 	null     *os.File
 	save     fakeSave
+	move     fakeMove
 	restored chan vmproc.Restore // hears of machines that are restored
 }
 
@@ -167,7 +189,7 @@ func (h *host) env(out, errs io.Writer) *Env {
 		if cfg.Kernel == "payload:broken" {
 			return nil, errors.New("broken\nin two lines")
 		}
-		return &fakeMachine{cfg: cfg, console: s.Console, end: make(chan vmproc.Exit, 10), state: api.Running, save: h.save}, nil
+		return &fakeMachine{cfg: cfg, console: s.Console, end: make(chan vmproc.Exit, 10), state: api.Running, save: h.save, move: h.move}, nil
 	}
 	return &Env{
 		Stdin: h.null, Stdout: out, Stderr: errs,

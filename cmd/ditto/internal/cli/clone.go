@@ -85,7 +85,7 @@ func (e *Env) cloneJob(cmd *cobra.Command, dir string, f *restoreFlags, temporar
 	if dropped := dropForwards(&m.config); len(dropped) > 0 {
 		fmt.Fprintf(e.Stderr, "ditto: clones do not have the port forwards of the saved machine: %s\n", strings.Join(dropped, ", "))
 	}
-	if err := m.apply(f, cmd.Flags()); err != nil {
+	if err := m.apply(&f.runFlags, cmd.Flags()); err != nil {
 		return childJob{}, err
 	}
 	for i := range m.config.Nets {

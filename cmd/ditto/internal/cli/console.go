@@ -114,6 +114,8 @@ func howEnded(r *registry.Registry, name string) string {
 		return ": " + last.Error
 	case last.Reason == "poweroff":
 		return ""
+	case last.Where != "":
+		return ": it went to " + last.Where
 	}
 	return ": " + last.Reason
 }

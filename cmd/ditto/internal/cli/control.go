@@ -101,19 +101,33 @@ func (e *Env) pauseCommand() *cobra.Command {
 }
 
 func (e *Env) resumeCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "resume NAME...",
-		Short:             "Let paused machines run on",
-		Example:           "  ditto resume web",
+	var takeBack bool
+	cmd := &cobra.Command{
+		Use:   "resume NAME...",
+		Short: "Let paused machines run on",
+		Long: `Let paused machines run on.
+
+With --take-back, also a machine that stands still because the outcome of its
+migration is not known (state in-doubt in 'ditto ps'): the connection ended in the
+moment in which the other host was to take over. Make sure that it does not run
+there. Two machines that write one disk destroy it; ditto takes the locks of the
+disks again, which fails if the other one has them on storage that both see.`,
+		Example: `  ditto resume web
+  ditto resume --take-back web`,
 		GroupID:           groupMachines,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: e.completeRunning,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.forEach(cmd.Context(), args, func(ctx context.Context, _ *registry.Registry, _ registry.VM, remote *api.Remote) error {
+				if takeBack {
+					return remote.TakeBack(ctx)
+				}
 				return remote.Resume(ctx)
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&takeBack, "take-back", false, "take back a machine whose migration is in doubt: it does not run at the destination")
+	return cmd
 }
 
 func (e *Env) balloonCommand() *cobra.Command {

@@ -42,9 +42,9 @@ before. What lies behind the end of a smaller disk is lost.`,
 			if err != nil {
 				return exit.New(exit.Usage, err)
 			}
-			n, err := strconv.Atoi(strings.TrimPrefix(args[1], "blk"))
-			if err != nil || n < 0 {
-				return exit.Errorf(exit.Usage, "%q is no disk: use 0 or blk0 for the first", args[1])
+			n, err := parseDiskNumber(args[1])
+			if err != nil {
+				return exit.New(exit.Usage, err)
 			}
 			return e.forEach(cmd.Context(), args[:1], func(ctx context.Context, _ *registry.Registry, _ registry.VM, remote *api.Remote) error {
 				ctx, cancel := context.WithTimeout(ctx, answerTimeout)
@@ -55,6 +55,15 @@ before. What lies behind the end of a smaller disk is lost.`,
 	}
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "let a disk become smaller, and lose its end")
 	return cmd
+}
+
+// parseDiskNumber reads which disk is meant.
+func parseDiskNumber(s string) (int, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(s, "blk"))
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%q is no disk: use 0 or blk0 for the first", s)
+	}
+	return n, nil
 }
 
 // resizeDisk changes a disk's size, and makes it smaller only if that was said.

@@ -26,6 +26,9 @@ func find(r *registry.Registry, name string) (registry.VM, error) {
 	if !errors.Is(err, registry.ErrNotRunning) {
 		return vm, err
 	}
+	if last, err := r.LastExit(name); err == nil && last.Reason == "migrated" {
+		return vm, exit.Errorf(exit.NotFound, "%s does not run here: it went to %s at %s", name, last.Where, last.Time.Local().Format(time.DateTime))
+	}
 	running, _ := names(r)
 	hint := "none is; start one with ditto run"
 	if len(running) > 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ditto.vm/migration/live"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/registry"
 )
@@ -23,6 +24,8 @@ type psRow struct {
 	Started     *time.Time `json:"started,omitempty"`
 	UptimeMs    int64      `json:"uptime_ms"`
 	ConsoleLog  string     `json:"console_log"`
+	// Migration is of a machine that is on its way to another host.
+	Migration *api.Migration `json:"migration,omitempty"`
 }
 
 func (e *Env) psCommand() *cobra.Command {
@@ -33,7 +36,9 @@ func (e *Env) psCommand() *cobra.Command {
 		Short:   "List running machines",
 		Long: `List the machines of this user that are running, with their state.
 
-A machine that is only starting, or does not answer, is listed as such.`,
+A machine that is only starting, comes from another host, is on its way to one,
+or does not answer, is listed as such. One that is in-doubt stands still: see
+'ditto resume --help'.`,
 		Example: `  ditto ps
   ditto ps --json | jq -r '.[].name'
   ditto stop $(ditto ps -q)`,
@@ -96,6 +101,9 @@ func describeOne(ctx context.Context, vm registry.VM) psRow {
 		return row
 	}
 	row.State, row.Started, row.UptimeMs = "unresponsive", &vm.Started, time.Since(vm.Started).Milliseconds()
+	if vm.Incoming {
+		row.State = "incoming" // until it answers
+	}
 	remote, err := api.Dial(vm.APISocket())
 	if err != nil {
 		return row
@@ -105,6 +113,12 @@ func describeOne(ctx context.Context, vm registry.VM) psRow {
 	if err != nil {
 		return row
 	}
-	row.State, row.UptimeMs = string(info.State), info.UptimeMs
+	row.State, row.UptimeMs, row.Migration = string(info.State), info.UptimeMs, info.Migration
+	if m := info.Migration; m != nil {
+		row.State = "migrating"
+		if m.Phase == string(live.PhaseInDoubt) {
+			row.State = m.Phase
+		}
+	}
 	return row
 }

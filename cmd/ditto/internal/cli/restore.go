@@ -124,7 +124,7 @@ func (e *Env) restore(cmd *cobra.Command, dir string, f *restoreFlags) error {
 	if f.name != "" {
 		m.config.Name = f.name
 	}
-	if err := m.apply(f, cmd.Flags()); err != nil {
+	if err := m.apply(&f.runFlags, cmd.Flags()); err != nil {
 		return err
 	}
 	overlays, err := f.overlayDir()
@@ -167,22 +167,29 @@ func openSaved(dir string) (savedMachine, error) {
 	if err != nil {
 		return m, exit.Errorf(exit.Snapshot, "snapshot %s: configuration: %w", m.dir, err)
 	}
+	return m, exit.New(exit.Snapshot, m.settle())
+}
+
+// settle gives networks the addresses that the guest knows, and switches the
+// sandbox on: where a machine comes from does not decide about its rights here.
+func (m *savedMachine) settle() error {
 	m.config.Sandbox = true
+	m.config.Nets = slices.Clone(m.config.Nets)
 	for i := range m.config.Nets {
 		mac, err := m.config.Nets[i].HardwareAddr(m.config.Name, i)
 		if err != nil {
-			return m, exit.New(exit.Snapshot, err)
+			return err
 		}
 		m.config.Nets[i].MAC = mac.String()
 	}
-	return m, nil
+	return nil
 }
 
 // apply changes the configuration by the flags. Networks that are given keep
 // what the guest knows of the saved ones.
-func (m *savedMachine) apply(f *restoreFlags, fs *pflag.FlagSet) error {
+func (m *savedMachine) apply(f *runFlags, fs *pflag.FlagSet) error {
 	saved := m.config.Nets
-	if err := f.runFlags.apply(fs, &m.config); err != nil {
+	if err := f.apply(fs, &m.config); err != nil {
 		return exit.New(exit.Usage, err)
 	}
 	if len(m.config.Nets) != len(saved) {

@@ -24,9 +24,11 @@ type Env struct {
 	Stdout, Stderr io.Writer
 	// Registry opens the user's registry.
 	Registry func() (*registry.Registry, error)
-	// Build makes machines, Restore those of snapshots.
+	// Build makes machines, Restore those of snapshots, Arrive those that other
+	// hosts send.
 	Build   vmproc.Builder
 	Restore func(vmproc.Restore) vmproc.Builder
+	Arrive  vmproc.Arriver
 	// Version is what version prints.
 	Version Version
 }
@@ -36,11 +38,16 @@ type Env struct {
 func Main(version string, args []string) int {
 	env := &Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Registry: registry.Open, Build: vmproc.BuildVM, Restore: vmproc.Restore.Builder,
+		Registry: registry.Open, Build: vmproc.BuildVM, Restore: vmproc.Restore.Builder, Arrive: vmproc.ArriveVM,
 		Version: buildVersion(version),
 	}
-	if len(args) == 1 && args[0] == vmProcessArg {
-		return env.childMain()
+	if len(args) == 1 {
+		switch args[0] {
+		case vmProcessArg:
+			return env.childMain()
+		case receiverArg:
+			return env.receiverMain()
+		}
 	}
 	return env.Execute(context.Background(), args)
 }
@@ -104,6 +111,7 @@ u-root userland and a network that needs no privileges.
   ditto console db
   ditto snapshot db /var/snap/db1           # save it, as it is now
   ditto clone /var/snap/db1 -n 4            # four that go on from there
+  ditto migrate db ssh://otherhost          # move it while it runs
   ditto stop db`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -126,8 +134,8 @@ u-root userland and a network that needs no privileges.
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
 		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
-		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(),
-		e.doctorCommand(), e.imageCommand(), e.versionCommand(),
+		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(), e.migrateCommand(), e.receiveCommand(),
+		e.doctorCommand(), e.imageCommand(), e.pkiCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	return root

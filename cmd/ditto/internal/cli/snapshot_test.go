@@ -334,7 +334,7 @@ func (h *host) restoreConfig(dir string, flags ...string) config.Config {
 	if err := cmd.ParseFlags(flags); err != nil {
 		h.t.Fatal(err)
 	}
-	if err := m.apply(f, cmd.Flags()); err != nil {
+	if err := m.apply(&f.runFlags, cmd.Flags()); err != nil {
 		h.t.Fatal(err)
 	}
 	return m.config

@@ -24,6 +24,8 @@ const (
 	Memory     = 15 // guest memory cannot be had
 	Tracker    = 16 // the tracker asked for cannot be had
 	Snapshot   = 17 // a snapshot is missing, damaged, or cannot be written
+	Migration  = 18 // a migration failed; the machine is where it was
+	InDoubt    = 19 // a migration's outcome is not known; the machine stands still
 )
 
 // Meaning is one exit code and what it says.
@@ -53,6 +55,8 @@ func Meanings() []Meaning {
 		{Memory, "guest memory cannot be had"},
 		{Tracker, "the tracker asked for cannot be had"},
 		{Snapshot, "a snapshot is missing, damaged, of another machine, or cannot be written"},
+		{Migration, "a migration failed; the machine runs where it ran"},
+		{InDoubt, "the outcome of a migration is not known; the machine stands still where it was"},
 	}
 }
 

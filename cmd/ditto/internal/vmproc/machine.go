@@ -7,6 +7,7 @@ import (
 
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 )
@@ -23,16 +24,18 @@ type Machine interface {
 	WriteInput(ctx context.Context, p []byte)
 	// Disks are those that the machine began with.
 	Disks() []registry.Disk
-	// A machine is saved with what a client lends.
+	// A machine is saved and moved with what a client lends.
 	remotesave.Saver
+	remotemigrate.Mover
 	Close() error
 }
 
 // Exit is how a guest ended.
 type Exit struct {
-	Reason string // poweroff, reboot, saved, panic, killed, error, status
+	Reason string // poweroff, reboot, saved, migrated, panic, killed, error, status
 	Code   int    // of package exit, or a payload's status
 	Err    error  // of reason error
+	Where  string // of reason migrated: where it went
 }
 
 // Surroundings are what a machine is built with.

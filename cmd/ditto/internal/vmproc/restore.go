@@ -75,7 +75,7 @@ func (r Restore) build(ctx context.Context, cfg config.Config, s Surroundings) (
 			return nil, errors.Join(err, m.Close())
 		}
 	}
-	return &restored{vm{VM: m, surroundings: s, disks: disksOf(cfg, r.Temporary)}}, nil
+	return &restored{newVM(m, s, disksOf(cfg, r.Temporary))}, nil
 }
 
 // workingSet opens the file that the first restore of a snapshot records in, for
@@ -149,7 +149,7 @@ func unchanged(dir string, l snapshot.Layer) error {
 }
 
 // restored is a machine that goes on where it was saved.
-type restored struct{ vm }
+type restored struct{ *vm }
 
 // Start lets the guest go on.
 func (r *restored) Start(ctx context.Context) error { return r.Resume(ctx) }

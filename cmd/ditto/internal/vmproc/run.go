@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/lend"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 	"ditto.vm/vmm/sandbox"
@@ -60,13 +62,37 @@ type process struct {
 	hub     *hub.Hub
 	status  *terminal.CommandOutput // knows how the command ended; nil if none runs
 	machine Machine
+	sockets sockets
+	record  *os.File       // how it ended
 	closers []func() error // in the order they were opened
 }
+
+// sockets are where a machine listens. Who serves them closes them.
+type sockets struct {
+	api, console net.Listener
+	ops          *net.UnixListener
+}
+
+func (s *sockets) close() error {
+	var errs []error
+	for _, l := range []net.Listener{s.api, s.console} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	if s.ops != nil {
+		errs = append(errs, s.ops.Close())
+	}
+	*s = sockets{}
+	return errors.Join(errs...)
+}
+
+func newProcess(o Options) *process { return &process{Options: o, hub: hub.New()} }
 
 // Run runs a machine to its end and returns the exit code of the process. An
 // error is what kept the machine from running, or what broke it.
 func Run(ctx context.Context, o Options) (code int, err error) {
-	p := &process{Options: o, hub: hub.New()}
+	p := newProcess(o)
 	defer func() {
 		if e := p.close(); err == nil && e != nil {
 			p.log.Warn("not all could be cleaned up", "err", e)
@@ -93,33 +119,39 @@ func (p *process) close() error {
 
 // open takes the name and makes what belongs to it.
 func (p *process) open(ctx context.Context) error {
-	var err error
-	if p.lease, err = p.Registry.Acquire(p.Config.Name); err != nil {
+	surroundings, err := p.openPlace()
+	if err != nil {
 		return err
+	}
+	if p.machine, err = p.Build(ctx, p.Config, surroundings); err != nil {
+		return err
+	}
+	p.onClose(p.machine.Close)
+	return nil
+}
+
+// openPlace takes the name and makes logs.
+func (p *process) openPlace() (s Surroundings, err error) {
+	if p.lease, err = p.Registry.Acquire(p.Config.Name); err != nil {
+		return s, err
 	}
 	p.onClose(p.lease.Release)
 	p.Config.Name = p.lease.Name
 	if p.log, err = p.Log(p.lease.StateDir); err != nil {
-		return err
+		return s, err
 	}
 	logFile, err := p.lease.OpenLog(registry.DefaultLogCap)
 	if err != nil {
-		return err
+		return s, err
 	}
 	p.onClose(logFile.Close)
 	p.onClose(func() error { p.hub.Close(); return nil })
 	p.hub.AddLog(logFile)
 	p.addOutput()
-
-	p.machine, err = p.Build(ctx, p.Config, Surroundings{
+	return Surroundings{
 		Log: p.log, Console: p.hub, Version: p.Version,
 		LogPath: p.lease.LogPath(), Sandboxed: bool(p.Config.Sandbox),
-	})
-	if err != nil {
-		return err
-	}
-	p.onClose(p.machine.Close)
-	return nil
+	}, nil
 }
 
 // addOutput adds the output, and learns the status of a command from the
@@ -140,47 +172,56 @@ func (p *process) addOutput() {
 }
 
 // run serves the machine, restricts the process, starts the guest and waits.
-func (p *process) run(ctx context.Context) (int, error) {
-	record, err := p.lease.OpenExit()
-	if err != nil {
+func (p *process) run(ctx context.Context) (code int, err error) {
+	if p.record, err = p.lease.OpenExit(); err != nil {
 		return 0, err
 	}
-	defer record.Close()
-	apiListener, err := api.Listen(p.lease.APISocket())
-	if err != nil {
+	p.onClose(p.record.Close)
+	if err := p.listen(); err != nil {
 		return 0, err
 	}
-	consoleListener, err := hub.Listen(p.lease.ConsoleSocket())
-	if err != nil {
-		return 0, errors.Join(err, apiListener.Close())
+	if err := p.publish(p.machine.Disks(), false); err != nil {
+		return 0, err
 	}
-	opsListener, err := lend.Listen(p.lease.OpsSocket())
-	if err != nil {
-		return 0, errors.Join(err, apiListener.Close(), consoleListener.Close())
+	if err := p.restrict(); err != nil {
+		return 0, err
 	}
-	if err = p.publish(); err == nil {
-		err = p.restrict()
+	return p.live(ctx, p.machine.Start)
+}
+
+// listen makes the sockets.
+func (p *process) listen() (err error) {
+	p.onClose(p.sockets.close)
+	if p.sockets.api, err = api.Listen(p.lease.APISocket()); err != nil {
+		return err
 	}
-	if err != nil {
-		return 0, errors.Join(err, apiListener.Close(), consoleListener.Close(), opsListener.Close())
+	if p.sockets.console, err = hub.Listen(p.lease.ConsoleSocket()); err != nil {
+		return err
 	}
-	ended, err := p.serve(ctx, apiListener, consoleListener, opsListener)
+	p.sockets.ops, err = lend.Listen(p.lease.OpsSocket())
+	return err
+}
+
+// live lets the guest run to its end, and writes down how that was.
+func (p *process) live(ctx context.Context, start func(context.Context) error) (int, error) {
+	ended, err := p.serve(ctx, start)
 	code, err := p.outcome(ended, err)
-	result := registry.ExitRecord{Time: time.Now().UTC(), Reason: ended.Reason, Code: code}
+	result := registry.ExitRecord{Time: time.Now().UTC(), Reason: ended.Reason, Code: code, Where: ended.Where}
 	if err != nil {
 		result.Error = err.Error()
 	}
-	if e := registry.WriteExit(record, result); e != nil {
+	if e := registry.WriteExit(p.record, result); e != nil {
 		p.log.Warn("exit record", "err", e)
 	}
 	return code, err
 }
 
-func (p *process) publish() error {
+// publish tells others of the machine.
+func (p *process) publish(disks []registry.Disk, incoming bool) error {
 	return p.lease.Publish(registry.State{
 		Started: time.Now().UTC(), CPUs: p.Config.CPUs,
 		Memory: uint64(p.Config.Memory.Size), Kernel: p.Config.Kernel,
-		Disks: p.machine.Disks(),
+		Disks: disks, Incoming: incoming,
 	})
 }
 
@@ -206,26 +247,36 @@ func (p *process) restrict() error {
 	return nil
 }
 
+// operations are what clients can have done with a machine.
+func (p *process) operations() *lend.Server {
+	operations, kinds := remotesave.Operations(p.machine), remotesave.Kinds()
+	maps.Copy(operations, remotemigrate.Operations(p.machine))
+	maps.Copy(kinds, remotemigrate.Kinds())
+	return lend.NewServer(operations, kinds, p.log)
+}
+
 // serve starts the guest and waits for its end, while the API, the console and
-// operations are served. It takes the listeners over.
-func (p *process) serve(ctx context.Context, apiListener, consoleListener net.Listener, opsListener *net.UnixListener) (Exit, error) {
+// operations are served. It takes the sockets over.
+func (p *process) serve(ctx context.Context, start func(context.Context) error) (Exit, error) {
 	inputs, stopInputs := context.WithCancel(ctx)
 	defer stopInputs()
+	sockets := p.sockets
+	p.sockets.api, p.sockets.console, p.sockets.ops = nil, nil, nil
 	server := api.NewServer(p.machine, p.log)
-	server.Serve(apiListener)
-	operations := remotesave.NewServer(p.machine, p.log)
-	operations.Serve(opsListener)
-	p.hub.Serve(consoleListener, func(keys []byte) { p.machine.WriteInput(inputs, keys) })
+	server.Serve(sockets.api)
+	operations := p.operations()
+	operations.Serve(sockets.ops)
+	p.hub.Serve(sockets.console, func(keys []byte) { p.machine.WriteInput(inputs, keys) })
 	defer func() {
 		stopInputs()
-		_ = consoleListener.Close()
+		_ = sockets.console.Close()
 		p.hub.Close()
 		_ = server.Close()
 		// A save that ends the machine is not over yet.
 		_ = operations.Close()
 	}()
 
-	if err := p.machine.Start(ctx); err != nil {
+	if err := start(ctx); err != nil {
 		return Exit{}, err
 	}
 	if p.Ready != nil {

@@ -25,6 +25,7 @@ import (
 	"ditto.vm/images/chain"
 	"ditto.vm/images/disk"
 	"ditto.vm/internal/netd"
+	"ditto.vm/migration/live"
 	"ditto.vm/migration/snapshot"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
@@ -119,6 +120,11 @@ func (m *fakeMachine) Disks() []registry.Disk {
 }
 func (m *fakeMachine) Save(context.Context, vmm.SaveHost, vmm.SaveOptions) (vmm.SaveReport, error) {
 	return vmm.SaveReport{Rounds: 7}, nil
+}
+func (m *fakeMachine) TakeBack(context.Context) error { return api.ErrWrongState }
+func (m *fakeMachine) Migrate(_ context.Context, _ func(context.Context, bool) (net.Conn, error), o live.Options) (live.Report, error) {
+	m.end <- Exit{Reason: "migrated", Where: o.Where}
+	return live.Report{Where: o.Where, Outcome: live.OutcomeCommitted}, nil
 }
 
 func newRegistry(t *testing.T) *registry.Registry {

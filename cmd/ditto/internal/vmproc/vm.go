@@ -6,9 +6,11 @@ import (
 	"fmt"
 
 	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/migration/live"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/registry"
 )
 
@@ -18,14 +20,46 @@ func BuildVM(ctx context.Context, cfg config.Config, s Surroundings) (Machine, e
 	if err != nil {
 		return nil, err
 	}
-	return &vm{VM: m, surroundings: s, disks: disksOf(cfg, false)}, nil
+	return newVM(m, s, disksOf(cfg, false)), nil
 }
 
 // vm is a *vmm.VM and what its process knows about it.
 type vm struct {
 	*vmm.VM
+	*remotemigrate.Departure
 	surroundings Surroundings
 	disks        []registry.Disk
+}
+
+func newVM(m *vmm.VM, s Surroundings, disks []registry.Disk) *vm {
+	return &vm{
+		VM: m, surroundings: s, disks: disks,
+		Departure: remotemigrate.NewDeparture(func() (live.SourceVM, error) { return sourceOf(m) }, s.Log),
+	}
+}
+
+// sourceOf is the machine as migrations see it.
+func sourceOf(m any) (live.SourceVM, error) {
+	if s, ok := m.(interface{ MigrationSource() live.SourceVM }); ok {
+		return s.MigrationSource(), nil
+	}
+	return nil, fmt.Errorf("this machine cannot be migrated: %w", api.ErrNotSupported)
+}
+
+// Pause stops the guest, unless a migration decides about that.
+func (v *vm) Pause(ctx context.Context) error {
+	if err := v.MayRun(); err != nil {
+		return fmt.Errorf("pause: %w", err)
+	}
+	return v.VM.Pause(ctx)
+}
+
+// Resume lets the guest run on, unless a migration decides about that.
+func (v *vm) Resume(ctx context.Context) error {
+	if err := v.MayRun(); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	return v.VM.Resume(ctx)
 }
 
 // Disks are those that the machine began with.
@@ -37,12 +71,16 @@ func (v *vm) Info() api.Info {
 	info.Version = v.surroundings.Version
 	info.ConsoleLog = v.surroundings.LogPath
 	info.Sandboxed = v.surroundings.Sandboxed
+	info.Migration = v.Status()
 	return info
 }
 
 // WriteInput types p on the guest's console. What does not arrive before the
 // machine ends has nobody to read it.
 func (v *vm) WriteInput(ctx context.Context, p []byte) { _, _ = v.VM.ConsoleInput(ctx, p) }
+
+// exitMigrated is why a machine ends that runs somewhere else.
+const exitMigrated vmm.ExitReason = "migrated"
 
 // Wait returns how the guest ended, with the exit code that stands for it.
 func (v *vm) Wait(ctx context.Context) (Exit, error) {
@@ -54,6 +92,8 @@ func (v *vm) Wait(ctx context.Context) (Exit, error) {
 	switch e.Reason {
 	case vmm.ExitPowerOff, vmm.ExitReboot, vmm.ExitSaved:
 		out.Code = exit.OK
+	case exitMigrated:
+		out.Code, out.Where = exit.OK, v.Gone()
 	case vmm.ExitPanicked:
 		out.Code, out.Err = exit.Panicked, errors.New("the guest's kernel panicked")
 	case vmm.ExitKilled:
