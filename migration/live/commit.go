@@ -209,11 +209,11 @@ func (s *sender) leave(err error) error {
 // part ends the connections, and says why unless the other side said so first.
 func (s *sender) part(err error) {
 	s.finish(err)
-	for _, l := range s.data {
-		if l != s.control {
+	defer func() {
+		for _, l := range s.data {
 			_ = l.conn.Close()
 		}
-	}
+	}()
 	if s.control == nil {
 		return
 	}

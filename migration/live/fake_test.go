@@ -269,6 +269,7 @@ type fakeHost struct {
 	refuse, construct, run error
 	size                   uint64 // of the memory it makes, if another than offered
 	missing                map[int]bool
+	huge                   memory.HugePages
 	layers                 [][]byte // its own, if others than the world's
 
 	mem       *memory.Space
@@ -291,7 +292,7 @@ func (h *fakeHost) Prepare(_ context.Context, o Offer) (Arrival, error) {
 		}
 	}
 	var err error
-	h.mem, err = memory.New(memory.Config{Size: size, HugePages: memory.HugePagesOff})
+	h.mem, err = memory.New(memory.Config{Size: size, HugePages: h.huge})
 	if err != nil {
 		return nil, err
 	}

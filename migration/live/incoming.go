@@ -11,6 +11,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
 
 	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
@@ -150,6 +151,9 @@ func (in *incoming) raw(from *wire.Reader, f wire.Frame) error {
 		if err != nil {
 			return err
 		}
+		if len(b) >= populateFrom && in.filled.CountIn(r.Start, r.Size) == 0 {
+			_ = unix.Madvise(b, unix.MADV_POPULATE_WRITE) // if it cannot, reading does
+		}
 		if err := from.ReadPayload(b); err != nil {
 			return lost(err)
 		}
@@ -163,6 +167,10 @@ func (in *incoming) raw(from *wire.Reader, f wire.Frame) error {
 	}
 	return nil
 }
+
+// populateFrom is from how many bytes on one system call that populates memory is
+// cheaper than faults while it is being filled.
+const populateFrom = 64 << 10
 
 // errDamaged is of bytes that changed on their way.
 var errDamaged = errors.New("pages were damaged on their way: their checksum is wrong; is the network sound?")

@@ -199,12 +199,12 @@ func (r *receiver) readData(l *link) {
 	for {
 		f, err := l.in.Next()
 		if err != nil {
-			r.end(lost(err))
+			r.end(r.cause(lost(err)))
 			return
 		}
 		if f.Type != wire.TypeBarrier {
 			if err := r.pages.take(l.in, f); err != nil {
-				r.end(err)
+				r.end(r.cause(err))
 				return
 			}
 			continue
