@@ -68,6 +68,8 @@ var edges = []edge{
 	{"cmd/ditto-lab", "internal/material", "it prepares what the tests boot"},
 	{"internal/material", "images", "it is made of images"},
 	{"internal/material", "guest", "the u-root image holds the guest's init"},
+	{"internal/migratetest", "memory", "its machines are memory"},
+	{"internal/migratetest", "migration", "its machines migrate"},
 	{"internal/e2e", "internal/labtest", "its tests run in the lab"},
 	{"internal/e2e", "internal/material", "its tests boot it"},
 	{"internal/bench", "internal/material", "benchmarks boot what the tests boot"},
