@@ -22,6 +22,7 @@ import (
 type world struct {
 	t       testing.TB
 	layers  [][]byte
+	mu      sync.Mutex             // who dies, runs and has disks
 	disks   atomic.Pointer[string] // who has the lock
 	runners atomic.Int32
 }
@@ -75,6 +76,7 @@ type fakeVM struct {
 
 	guest   func(ctx context.Context, vm *fakeVM) // writes until the end
 	stopped func()                                // ends the guest, nil while it stands still
+	dead    bool
 
 	sections  []state.Section
 	began     bool
@@ -113,9 +115,7 @@ func (vm *fakeVM) startFirst() {
 	}
 	_ = vm.Resume(context.Background())
 	vm.w.t.Cleanup(func() {
-		if vm.stopped != nil {
-			_ = vm.Pause(context.Background())
-		}
+		_ = vm.Pause(context.Background())
 	})
 }
 
@@ -215,7 +215,28 @@ func (vm *fakeVM) Throttle(percent int) {
 	vm.throttled.Store(max(vm.throttled.Load(), int32(percent)))
 }
 
+// errDead is of a process that was killed.
+var errDead = errors.New("killed")
+
+// kill ends the process of the source.
+func (vm *fakeVM) kill() {
+	_ = vm.Pause(context.Background())
+	vm.w.mu.Lock()
+	defer vm.w.mu.Unlock()
+	vm.dead = true
+	vm.w.unlock("source")
+}
+
+// runs tells whether the guest runs at the source.
+func (vm *fakeVM) runs() bool {
+	vm.w.mu.Lock()
+	defer vm.w.mu.Unlock()
+	return vm.stopped != nil
+}
+
 func (vm *fakeVM) Pause(context.Context) error {
+	vm.w.mu.Lock()
+	defer vm.w.mu.Unlock()
 	if vm.stopped != nil {
 		vm.stopped()
 		vm.stopped = nil
@@ -225,6 +246,11 @@ func (vm *fakeVM) Pause(context.Context) error {
 }
 
 func (vm *fakeVM) Resume(context.Context) error {
+	vm.w.mu.Lock()
+	defer vm.w.mu.Unlock()
+	if vm.dead {
+		return errDead
+	}
 	if vm.stopped != nil {
 		return nil
 	}
@@ -240,7 +266,7 @@ func (vm *fakeVM) Resume(context.Context) error {
 }
 
 func (vm *fakeVM) State(context.Context) ([]state.Section, error) {
-	if vm.stopped != nil {
+	if vm.runs() {
 		return nil, errors.New("state of a VM that runs")
 	}
 	// It may change memory, as long as that is collected.
@@ -254,6 +280,11 @@ func (vm *fakeVM) ReleaseDisks(context.Context) error {
 }
 
 func (vm *fakeVM) ReclaimDisks(context.Context) error {
+	vm.w.mu.Lock()
+	defer vm.w.mu.Unlock()
+	if vm.dead {
+		return errDead
+	}
 	if now := vm.w.disks.Load(); now != nil && *now == "source" {
 		return nil
 	}
@@ -275,6 +306,7 @@ type fakeHost struct {
 	mem       *memory.Space
 	sections  []state.Section
 	running   bool
+	dead      bool
 	abandoned int
 	reads     atomic.Int64
 	// same is called when the guest is about to run.
@@ -335,12 +367,47 @@ func (h *fakeHost) Construct(_ context.Context, sections []state.Section, _ *mem
 	if h.construct != nil {
 		return h.construct
 	}
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	if h.dead {
+		return errDead
+	}
 	h.sections = sections
 	return h.w.lock("destination")
 }
 
+// kill ends the process of the destination.
+func (h *fakeHost) kill() {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	h.dead = true
+	h.w.unlock("destination")
+	if h.running {
+		h.running = false
+		h.w.stop()
+	}
+}
+
+func (h *fakeHost) isDead() bool {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	return h.dead
+}
+
+// runs tells whether the guest runs at the destination.
+func (h *fakeHost) runs() bool {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	return h.running
+}
+
 func (h *fakeHost) Run(context.Context) error {
-	if h.run != nil {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	switch {
+	case h.dead:
+		return errDead
+	case h.run != nil:
 		return h.run
 	}
 	if h.same != nil {

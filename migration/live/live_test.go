@@ -8,8 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"ditto.vm/memory"
 )
+
+// TestMain lets nothing stay behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // network connects a source with a destination.
 type network struct {
