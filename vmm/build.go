@@ -87,16 +87,20 @@ func (m *VM) build(ctx context.Context, opts Options) error {
 	if err := m.addPCI(ctx, opts); err != nil {
 		return err
 	}
-	// Threads inside short system calls keep their P for a while: leave the
-	// runtime enough of them, or its poller and the workers starve.
+	m.enoughProcs()
+	return nil
+}
+
+// enoughProcs leaves the runtime enough Ps: threads inside short system calls
+// keep theirs for a while, and its poller and the workers would starve.
+func (m *VM) enoughProcs() {
 	workers := m.pci.threads + 2
-	if m.restored != nil {
+	if m.restored != nil || m.pulled != nil {
 		workers++ // who fetches missing pages
 	}
 	if want := len(m.vcpus) + workers; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
-	return nil
 }
 
 // addMemory maps guest RAM, and fills that of a restored VM before anything

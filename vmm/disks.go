@@ -48,7 +48,9 @@ func (m *VM) ResizeDisk(n int, bytes uint64) error {
 	case m.closed || m.state == api.Stopped:
 		return fmt.Errorf("resize disk %d: VM is %s: %w", n, m.state, api.ErrWrongState)
 	case m.saving:
-		return fmt.Errorf("resize disk %d: the VM is being saved: %w", n, api.ErrWrongState)
+		return fmt.Errorf("resize disk %d: the VM is being saved or migrated: %w", n, api.ErrWrongState)
+	case m.away:
+		return fmt.Errorf("resize disk %d: %w", n, errAway)
 	case n < 0 || n >= len(m.disks):
 		return fmt.Errorf("no disk %d: %w", n, api.ErrNotSupported)
 	}

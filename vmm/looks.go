@@ -122,6 +122,9 @@ func (m *VM) beginGlimpse(ctx context.Context, pause bool) (glimpse, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var g glimpse
+	if pause && m.leaving {
+		return g, fmt.Errorf("look at memory: the VM is being migrated and cannot be paused for that: %w", api.ErrWrongState)
+	}
 	if pause && m.state == api.Running {
 		if err := m.pause(ctx); err != nil {
 			return g, err

@@ -21,6 +21,7 @@ type pciDevices struct {
 	bus     *pci.Bus
 	devices []*virtioDevice
 	threads int // worker goroutines of all devices
+	slot    int // of the next device
 
 	balloon *balloon.Device // nil without one
 	console *console.Device // nil when the console is the serial port
@@ -36,6 +37,9 @@ type virtioDevice struct {
 	held     *ballooned              // of the balloon, may be nil
 }
 
+// firstSlot is the slot behind the host bridge.
+const firstSlot = 1
+
 // addPCI makes the bus and the virtio devices that the configuration asks for,
 // disks first, so that they have the same names in every guest.
 func (m *VM) addPCI(ctx context.Context, opts Options) error {
@@ -50,10 +54,11 @@ func (m *VM) addPCI(ctx context.Context, opts Options) error {
 	if err != nil {
 		return fmt.Errorf("PCI bus: %w", err)
 	}
-	for i, d := range m.cfg.Disks {
-		if err := m.addDisk(i, d); err != nil {
-			return err
-		}
+	m.pci.slot = firstSlot
+	if m.saved != nil && m.saved.disksLater {
+		m.pci.slot += len(m.cfg.Disks)
+	} else if err := m.addDisks(); err != nil {
+		return err
 	}
 	if err := m.addNets(ctx, opts); err != nil {
 		return err
@@ -72,6 +77,27 @@ func (m *VM) addPCI(ctx context.Context, opts Options) error {
 		return m.addConsole(opts)
 	}
 	return nil
+}
+
+// addDisks adds the disks.
+func (m *VM) addDisks() error {
+	for i, d := range m.cfg.Disks {
+		if err := m.addDisk(i, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addDisksLater adds the disks behind everything else, and where they would have
+// been.
+func (m *VM) addDisksLater() error {
+	others := m.pci.devices
+	m.pci.devices, m.pci.slot = nil, firstSlot
+	err := m.addDisks()
+	m.pci.devices = append(m.pci.devices, others...)
+	m.enoughProcs()
+	return err
 }
 
 // addBalloon adds the memory balloon with its first target.
@@ -117,7 +143,7 @@ func (m *VM) addConsole(opts Options) error {
 	return m.addVirtio(c, api.Device{Name: "console0"}, 1, nil)
 }
 
-// addVirtio puts a virtio device into the lowest free slot. threads is how many
+// addVirtio puts a virtio device into the next slot. threads is how many
 // workers it runs.
 func (m *VM) addVirtio(dev virtio.Device, info api.Device, threads int, counters func(map[string]uint64)) error {
 	d, err := virtio.NewPCIDevice(dev, virtio.PCIConfig{
@@ -130,10 +156,11 @@ func (m *VM) addVirtio(dev virtio.Device, info api.Device, threads int, counters
 		return fmt.Errorf("%s: %w", info.Name, err)
 	}
 	m.cleanup.add(d.Close)
-	slot, err := m.pci.bus.Add(d)
-	if err != nil {
+	slot := m.pci.slot
+	if err := m.pci.bus.AddAt(slot, d); err != nil {
 		return fmt.Errorf("%s: %w", info.Name, err)
 	}
+	m.pci.slot++
 	d.Pause() // a state can be taken only then
 	powerOn, err := d.State()
 	if err = errors.Join(err, d.Resume()); err != nil {

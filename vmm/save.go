@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"ditto.vm/guest/boot"
@@ -15,7 +14,6 @@ import (
 	"ditto.vm/images/disk"
 	"ditto.vm/memory"
 	"ditto.vm/migration/snapshot"
-	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/naming"
 	"ditto.vm/vmm/savehost"
@@ -102,18 +100,18 @@ type SaveReport struct {
 func (m *VM) Save(ctx context.Context, host SaveHost, o SaveOptions) (SaveReport, error) {
 	began := time.Now()
 	defer m.dropMaps()
-	s := &saving{m: m, host: host, o: o}
+	s := &saving{copying: copying{m: m}, host: host, o: o}
 	report, err := s.save(ctx)
 	if err != nil {
 		return SaveReport{}, fmt.Errorf("save: %w", err)
 	}
-	report.Took = time.Since(began)
+	report.Pause, report.Took = s.stood, time.Since(began)
 	return report, nil
 }
 
 // saving is a save under way.
 type saving struct {
-	m    *VM
+	copying
 	host SaveHost
 	o    SaveOptions
 
@@ -121,7 +119,6 @@ type saving struct {
 	w      *snapshot.Writer
 	tops   []*top
 
-	armed  bool // all of memory is
 	mapped bool // the writer has the map
 	// expected is how many pages may be written when the VM is paused.
 	expected uint64
@@ -130,11 +127,6 @@ type saving struct {
 	dirty, lost *memory.PageSet
 	sections    []snapshot.Section
 
-	paused struct { // by this save
-		ours  bool
-		calls int // of Pause, then
-		since time.Time
-	}
 	report SaveReport
 }
 
@@ -152,6 +144,7 @@ func (s *saving) save(ctx context.Context) (SaveReport, error) {
 	if err != nil {
 		return SaveReport{}, errors.Join(err, s.host.Abort())
 	}
+	defer s.closeParent()
 	defer done()
 	if err := s.run(ctx); err != nil {
 		return SaveReport{}, errors.Join(err, s.undo(context.WithoutCancel(ctx), err))
@@ -189,86 +182,13 @@ func (s *saving) tell(phase SavePhase, done, total uint64) {
 	}
 }
 
-// begin makes this the only save. What works beside the guest stands still until
-// done is called: the prover arms frames, and so forgets writes that the save has
-// not collected yet, and the keeper of large frames makes all of a frame count as
-// written.
-func (s *saving) begin(ctx context.Context) (_ context.Context, done func(), err error) {
-	m := s.m
-	ctx, leave, err := m.looks.enter(ctx)
-	if err != nil {
-		return nil, nil, err
+// closeParent closes what the save has opened.
+func (s *saving) closeParent() {
+	if s.parent == nil {
+		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.saving:
-		err = snapshot.ErrBusy
-	case m.state != api.Running && m.state != api.Paused:
-		err = fmt.Errorf("VM is %s: %w", m.state, api.ErrWrongState)
-	}
-	if err != nil {
-		leave()
-		return nil, nil, err
-	}
-	m.saving = true
-	m.holdBackground()
-	return ctx, func() {
-		s.release()
-		m.mu.Lock()
-		m.saving = false
-		m.releaseBackground()
-		m.mu.Unlock()
-		leave()
-	}, nil
-}
-
-// release gives back what the save armed and opened.
-func (s *saving) release() {
-	var err error
-	if s.armed {
-		err = s.disarm()
-	}
-	if s.parent != nil {
-		err = errors.Join(err, s.parent.Close())
-	}
-	if err != nil {
+	if err := s.parent.Close(); err != nil {
 		s.m.log.Warn("after a snapshot was saved", "err", err)
-	}
-}
-
-// disarm lets the guest write again without being noticed, where names do not
-// need that.
-func (s *saving) disarm() error {
-	m := s.m
-	if m.naming != nil {
-		m.naming.Table().Follow(nil)
-		return m.naming.Release()
-	}
-	var errs []error
-	for _, r := range m.mem.Regions() {
-		errs = append(errs, m.tracker.Disarm(r.Range))
-	}
-	return errors.Join(errs...)
-}
-
-// errEnded: there is nothing left to be saved.
-var errEnded = fmt.Errorf("the guest has ended: %w", api.ErrWrongState)
-
-// whileAlive returns a context that ends with the guest too.
-func (s *saving) whileAlive(ctx context.Context) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		select {
-		case <-s.m.ended:
-			cancel(errEnded)
-		case <-ctx.Done():
-		}
-	})
-	return ctx, func() {
-		cancel(nil)
-		watching.Wait()
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 // before, which Follow tells. Names of immutable layers need no table: their
 // files are looked at once more in the pause. All else is stored as it is when
 // it is reported for the last time. In between nobody else may arm, which would
-// forget writes: see [saving.begin].
+// forget writes: see [copying].
 
 // When rounds end: what is left then is stored in the pause.
 const (
@@ -52,9 +52,7 @@ func (s *saving) storeMemory(ctx context.Context) error {
 	if m.tracker.Kind() == memory.TrackerNone {
 		return s.flushDisks()
 	}
-	s.armed = true
-	// Who is armed already stays so, and keeps the names that are proven.
-	if err := m.collect(m.mem.NewPageSet(), memory.Rearm); err != nil {
+	if err := s.arm(); err != nil {
 		return err
 	}
 	all, err := s.nameMemory(ctx)
@@ -75,16 +73,6 @@ func (s *saving) storeMemory(ctx context.Context) error {
 		return err
 	}
 	return s.rounds(ctx, lastRounds)
-}
-
-// collect adds the pages that were written to a set.
-func (m *VM) collect(into *memory.PageSet, mode memory.CollectMode) error {
-	for _, r := range m.mem.Regions() {
-		if err := m.tracker.Collect(r.Range, into, mode); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // nameMemory makes the map of all pages. What can be proven of disks that are

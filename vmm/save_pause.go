@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,87 +18,34 @@ import (
 // pause, beside twice those of the last round: 4 MiB.
 const roomPages = 1024
 
-// captureAgain is how long a guest gets that is about to restart or to end.
-const captureAgain = 10 * time.Millisecond
-
 // capture pauses the VM and captures it.
 func (s *saving) capture(ctx context.Context) error {
 	if s.armed {
 		s.w.Prepare(2*s.expected + roomPages)
 	}
-	for {
-		captured, err := s.tryCapture(ctx)
-		if captured || err != nil {
-			return err
+	return s.standFor(ctx, func() error { return s.captureFrozen(ctx) }, func() error {
+		if !s.armed {
+			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(captureAgain):
-		}
-		if s.armed {
-			if err := s.rounds(ctx, mostRounds); err != nil {
-				return err
-			}
-		}
-	}
+		return s.rounds(ctx, mostRounds)
+	})
 }
 
-// tryCapture captures the VM unless the guest is about to restart or to end:
-// that is no part of any section, and goes first.
-func (s *saving) tryCapture(ctx context.Context) (captured bool, err error) {
-	m := s.m
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := s.stand(ctx); err != nil {
-		return false, err
-	}
-	if m.resetDue.Load() || len(m.requests) > 0 {
-		return false, s.letGo(ctx)
-	}
-	if err = s.captureStill(ctx); err == nil {
+// captureFrozen captures the VM with its disks, and lets it run again unless it is
+// to end. Preconditions: mu is held and the VM is paused.
+func (s *saving) captureFrozen(ctx context.Context) error {
+	err := s.captureStill(ctx)
+	if err == nil {
 		err = s.freezeDisks()
 	}
 	if err != nil {
-		return false, errors.Join(err, s.thawDisks(), s.letGo(ctx))
+		return errors.Join(err, s.thawDisks())
 	}
 	if s.o.Stop {
-		m.parting = true
-		return true, nil
-	}
-	return true, s.letGo(ctx)
-}
-
-// stand makes the VM stand still. Preconditions: mu is held.
-func (s *saving) stand(ctx context.Context) error {
-	m := s.m
-	switch {
-	case m.endReason != nil || m.state == api.Stopped:
-		return errEnded
-	case m.state == api.Paused:
+		s.m.parting = true
 		return nil
 	}
-	since := time.Now()
-	if err := m.pause(ctx); err != nil {
-		return err
-	}
-	s.paused.ours, s.paused.calls, s.paused.since = true, m.pauseCalls, since
-	return nil
-}
-
-// letGo lets a VM run again that stand has paused, unless somebody else has
-// paused it too. Preconditions: mu is held.
-func (s *saving) letGo(ctx context.Context) (err error) {
-	m := s.m
-	if !s.paused.ours {
-		return nil
-	}
-	s.paused.ours = false
-	if m.state == api.Paused && m.pauseCalls == s.paused.calls {
-		err = m.resume(context.WithoutCancel(ctx))
-	}
-	s.report.Pause += time.Since(s.paused.since)
-	return err
+	return s.letGo(ctx)
 }
 
 // captureStill captures state and memory. Reading the state comes first: nothing

@@ -665,7 +665,7 @@ func TestSaveAfterRestart(t *testing.T) {
 		if p.Phase == SavePause {
 			r.m.resetDue.Store(true)
 			served.Go(func() {
-				time.Sleep(5 * captureAgain) // in place of the supervisor
+				time.Sleep(5 * standAgain) // in place of the supervisor
 				r.m.resetDue.Store(false)
 			})
 		}

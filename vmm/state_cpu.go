@@ -60,13 +60,10 @@ func (s *cpuState) message() (*state.VCPU, error) {
 	return v, p.err
 }
 
-// decodeCPU reads a section "cpu".
-func decodeCPU(x *state.CPU) (*cpuSection, error) {
+// decodeCPUID reads what a section "cpu" says of all vCPUs together.
+func decodeCPUID(x *state.CPU) (*cpuSection, error) {
 	if n := len(x.GetCpuid()); n == 0 || n > maxCPUIDLeaves {
 		return nil, fmt.Errorf("%d CPUID leaves, not 1 to %d", n, maxCPUIDLeaves)
-	}
-	if n := len(x.GetVcpus()); n == 0 || n > state.MaxVCPUs {
-		return nil, fmt.Errorf("%d vCPUs, not 1 to %d", n, state.MaxVCPUs)
 	}
 	if x.GetTscKhz() > maxTSCKHz {
 		return nil, fmt.Errorf("a time-stamp counter of %d kHz", x.GetTscKhz())
@@ -77,6 +74,18 @@ func decodeCPU(x *state.CPU) (*cpuSection, error) {
 			Function: l.GetFunction(), Index: l.GetIndex(), Flags: l.GetFlags(),
 			EAX: l.GetEax(), EBX: l.GetEbx(), ECX: l.GetEcx(), EDX: l.GetEdx(),
 		})
+	}
+	return s, nil
+}
+
+// decodeCPU reads a section "cpu".
+func decodeCPU(x *state.CPU) (*cpuSection, error) {
+	if n := len(x.GetVcpus()); n == 0 || n > state.MaxVCPUs {
+		return nil, fmt.Errorf("%d vCPUs, not 1 to %d", n, state.MaxVCPUs)
+	}
+	s, err := decodeCPUID(x)
+	if err != nil {
+		return nil, err
 	}
 	for i, v := range x.GetVcpus() {
 		c, err := decodeVCPU(v)

@@ -1,8 +1,10 @@
 package vmm
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"ditto.vm/devices/virtio/balloon"
 	"ditto.vm/devices/virtio/blk"
@@ -100,6 +102,29 @@ func (p *pciDevices) announce() {
 		if dev, ok := d.dev.(*virtionet.Device); ok {
 			_ = dev.Announce() // a device without a driver has nothing to announce
 		}
+	}
+}
+
+// A guest that has moved is announced so many times more, at growing distances:
+// a bridge may lose a frame, or learn only when a port is forwarding.
+const (
+	moreAnnouncements   = 4
+	announcementFirst   = 50 * time.Millisecond
+	announcementGrowing = 100 * time.Millisecond
+)
+
+// announceAgain repeats the announcements until ctx ends. It alone changes how
+// many are left.
+func (m *VM) announceAgain(ctx context.Context) {
+	for b := &m.background; b.announcements > 0; b.announcements-- {
+		timer := time.NewTimer(announcementFirst + time.Duration(moreAnnouncements-b.announcements)*announcementGrowing)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		m.pci.announce()
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"ditto.vm/memory"
 	"ditto.vm/migration/state"
-	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
 )
@@ -59,13 +58,7 @@ func restore(ctx context.Context, cfg config.Config, sections []state.Section, f
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("restore: %w", err), m.cleanup.close())
 	}
-	for _, c := range m.vcpus {
-		c.start()
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.started, m.state = time.Now(), api.Paused
-	go m.supervise()
+	m.begin()
 	return m, nil
 }
 
@@ -73,6 +66,10 @@ func restore(ctx context.Context, cfg config.Config, sections []state.Section, f
 type savedState struct {
 	opts RestoreOptions
 	fill func(*VM) error
+	// disksLater: they are another's yet, and are added at the end.
+	disksLater bool
+	// began is when a migration did, zero for none: more time cannot have passed.
+	began time.Time
 
 	cpu      *cpuSection
 	chips    *chipState
@@ -218,6 +215,9 @@ func (s *savedState) passed() (later time.Duration, ahead uint64) {
 		return 0, 0
 	}
 	later = s.clock.since()
+	if !s.began.IsZero() {
+		later = min(later, time.Since(s.began)) // the hosts' clocks may differ
+	}
 	return later, ticks(later, s.cpu.tscKHz)
 }
 

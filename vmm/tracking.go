@@ -183,6 +183,8 @@ type background struct {
 	held   bool               // it stands still whatever the guest does
 	done   sync.WaitGroup
 	loaded []boot.FileRange // to be named after the files it was loaded from
+	// announcements to networks that are still to be made.
+	announcements int
 }
 
 // startBackground lets the work that goes on beside the guest begin.
@@ -199,6 +201,12 @@ func (m *VM) startBackground() {
 	}
 	if m.restored != nil {
 		b.done.Go(func() { m.restored.run(ctx) })
+	}
+	if m.pulled != nil {
+		b.done.Go(func() { m.pullRest(ctx) })
+	}
+	if b.announcements > 0 {
+		b.done.Go(func() { m.announceAgain(ctx) })
 	}
 	if m.naming != nil {
 		// A millisecond that the guest need not wait for: names are hints, and

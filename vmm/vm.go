@@ -56,7 +56,8 @@ type VM struct {
 	keeper  *memory.FrameKeeper // nil where frames cannot be made large
 	naming  *naming.Naming      // nil when names are switched off
 
-	restored    *restored // memory that came out of a snapshot; nil if it did not
+	restored    *restored       // memory that came out of a snapshot; nil if it did not
+	pulled      *memory.Missing // memory that is where a VM came from; nil when none was
 	memoryError atomic.Pointer[error]
 
 	source   bootSource
@@ -78,14 +79,18 @@ type VM struct {
 	resets    int
 	endReason *Exit       // set by the first request to end
 	saved     *savedState // what a restored VM begins with; nil once it ran
-	saving    bool        // a save is under way
+	saving    bool        // a save or a migration is under way
 	parting   bool        // it is saved, and ends unless that fails
+	away      bool        // its disks were given up for a migration
+	leaving   bool        // a migration is under way
+	standing  *standing   // for a migration; nil when it does not
 
 	pauseCalls int // of Pause
 	resumes    int
 
 	background background
 	looks      looks
+	throttle   throttle
 }
 
 // request asks the supervisor for what a vCPU thread or worker cannot do
@@ -111,6 +116,7 @@ const (
 	ExitFailed   ExitReason = "error"    // it could not go on
 	ExitStatus   ExitReason = "status"   // a payload ended with a status
 	ExitSaved    ExitReason = "saved"    // it was saved, to go on from there
+	ExitMigrated ExitReason = "migrated" // it goes on somewhere else
 )
 
 // Exit says how a guest ended.
@@ -221,8 +227,8 @@ func (m *VM) resume(ctx context.Context) error {
 	default:
 		return fmt.Errorf("resume: VM is %s: %w", m.state, api.ErrWrongState)
 	}
-	if m.parting {
-		return fmt.Errorf("resume: VM is saved and about to end: %w", api.ErrWrongState)
+	if err := m.mayRun(); err != nil {
+		return fmt.Errorf("resume: %w", err)
 	}
 	if err := m.beginTime(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
@@ -232,6 +238,9 @@ func (m *VM) resume(ctx context.Context) error {
 	}
 	if m.saved != nil {
 		m.pci.announce()
+		if m.saved.opts.AdvanceClock {
+			m.background.announcements = moreAnnouncements
+		}
 		m.saved = nil
 	}
 	for _, c := range m.vcpus {
@@ -282,8 +291,12 @@ func (m *VM) PowerButton() error {
 	return nil
 }
 
-// Kill ends the guest at once. Disks are flushed, the guest is not asked.
-func (m *VM) Kill() { m.end(Exit{Reason: ExitKilled}) }
+// Kill ends the guest at once. Disks are flushed, the guest is not asked. One
+// that is about to go on elsewhere is ended if it does not.
+func (m *VM) Kill() {
+	m.decided()
+	m.end(Exit{Reason: ExitKilled})
+}
 
 // Wait returns how the guest ended, after every thread and worker has been
 // joined.
@@ -304,10 +317,11 @@ func (m *VM) Close() error {
 	state := m.state
 	m.mu.Unlock()
 	if state == api.Running || state == api.Paused {
-		m.Kill()
+		m.end(Exit{Reason: ExitKilled})
 		<-m.ended
 	}
 	m.looks.close()
+	m.throttle.set(m.vcpus, 0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state, m.closed = api.Stopped, true

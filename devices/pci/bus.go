@@ -84,20 +84,34 @@ func (b *Bus) Add(f Function) (slot int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for slot = range b.slots {
-		if b.slots[slot] != nil {
-			continue
+		if b.slots[slot] == nil {
+			return slot, b.put(slot, f)
 		}
-		e := f.Endpoint()
-		next, err := e.place(b.next, b.config.Window)
-		if err != nil {
-			return 0, err
-		}
-		b.next = next
-		e.attach(b)
-		b.slots[slot] = e
-		return slot, nil
 	}
 	return 0, fmt.Errorf("pci: all %d slots are taken", Slots)
+}
+
+// AddAt is Add with the slot chosen by the caller.
+func (b *Bus) AddAt(slot int, f Function) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if slot < 0 || slot >= Slots || b.slots[slot] != nil {
+		return fmt.Errorf("pci: there is no free slot %d", slot)
+	}
+	return b.put(slot, f)
+}
+
+// put puts f in a free slot. Preconditions: mu is held.
+func (b *Bus) put(slot int, f Function) error {
+	e := f.Endpoint()
+	next, err := e.place(b.next, b.config.Window)
+	if err != nil {
+		return err
+	}
+	b.next = next
+	e.attach(b)
+	b.slots[slot] = e
+	return nil
 }
 
 // endpoint returns what sits in a slot, or nil.
