@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,7 +162,8 @@ type host struct {
 	null     *os.File
 	save     fakeSave
 	move     fakeMove
-	restored chan vmproc.Restore // hears of machines that are restored
+	failure  atomic.Pointer[error] // of failing
+	restored chan vmproc.Restore   // hears of machines that are restored
 }
 
 func newHost(t *testing.T) *host {

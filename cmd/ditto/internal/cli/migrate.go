@@ -198,6 +198,9 @@ func (e *Env) migrate(ctx context.Context, name, where string, f *migrateFlags) 
 	report, err := remotemigrate.Call(ctx, vm.OpsSocket(), c.dial, o, show.event)
 	show.close()
 	c.close()
+	if err != nil && c.refused {
+		return exit.New(exit.Usage, errPlain)
+	}
 	if err != nil {
 		return e.migrateFailed(ctx, r, vm, where, report, err, f.asJSON)
 	}
@@ -248,8 +251,6 @@ func migrateError(err error, name string) error {
 		return fmt.Errorf("%s runs on here: %w", name, err)
 	case errors.Is(err, remotemigrate.ErrBusy), errors.Is(err, lend.ErrGone), errors.Is(err, lend.ErrProtocol):
 		return exit.New(exit.Migration, err)
-	case errors.Is(err, errPlain):
-		return exit.New(exit.Usage, err)
 	}
 	return exit.New(exit.Migration, fmt.Errorf("%s is not migrated, and runs on here: %w", name, err))
 }

@@ -91,6 +91,7 @@ type caller struct {
 
 	mu      sync.Mutex // guards what follows
 	running []*exec.Cmd
+	refused bool // a connection, since it is not encrypted
 }
 
 // dial makes one, as a socket that can be lent.
@@ -107,6 +108,9 @@ func (c *caller) dial(ctx context.Context) (*os.File, error) {
 	defer func() { _ = conn.Close() }() // the file is a copy
 	tcp := conn.(*net.TCPConn)
 	if remote := tcp.RemoteAddr().(*net.TCPAddr); !remote.IP.IsLoopback() && !c.plainAllowed {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.refused = true
 		return nil, errPlain
 	}
 	return tcp.File()

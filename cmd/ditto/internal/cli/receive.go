@@ -198,6 +198,9 @@ func arrivalConfig(o *live.Offer, words []string) (config.Config, error) {
 	if err == nil {
 		err = cfg.Validate()
 	}
+	if len(o.Config) == 0 {
+		err = errors.New("there is none")
+	}
 	if err != nil {
 		return cfg, exit.Errorf(exit.Migration, "the configuration of the machine: %w", err)
 	}
