@@ -23,7 +23,7 @@ import (
 //	  ^                      |
 //	  +----------------------+ TakeBack, or Migrate: never
 type Departure struct {
-	source func() (live.SourceVM, error)
+	source func() live.SourceVM
 	log    *slog.Logger
 
 	mu   sync.Mutex // guards what follows
@@ -45,7 +45,7 @@ type held struct {
 }
 
 // NewDeparture returns what moves the machine that source stands for.
-func NewDeparture(source func() (live.SourceVM, error), log *slog.Logger) *Departure {
+func NewDeparture(source func() live.SourceVM, log *slog.Logger) *Departure {
 	return &Departure{source: source, log: log}
 }
 
@@ -173,11 +173,7 @@ func (d *Departure) send(ctx context.Context, dial func(ctx context.Context, aga
 	if o.Log == nil {
 		o.Log = d.log
 	}
-	source, err := d.source()
-	if err != nil {
-		return nil, live.Report{}, err
-	}
-	vm := leaving{source, d}
+	vm := leaving{d.source(), d}
 	r, err := live.Send(ctx, vm, func(ctx context.Context) (net.Conn, error) {
 		phase := d.phase()
 		return dial(ctx, phase == live.PhaseCommit || phase == live.PhaseInDoubt || phase == live.PhasePull)

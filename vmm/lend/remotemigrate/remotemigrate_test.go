@@ -42,7 +42,7 @@ func newScene(t *testing.T) *scene {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	s.departure = NewDeparture(func() (live.SourceVM, error) { return s.source, nil }, log)
+	s.departure = NewDeparture(func() live.SourceVM { return s.source }, log)
 	dir, err := os.MkdirTemp("/tmp", "ditto-migrate-")
 	if err != nil {
 		t.Fatal(err)

@@ -378,7 +378,7 @@ func TestArrivalConfig(t *testing.T) {
 		want.Nets = []config.Net{offered.Nets[0]}
 		want.Nets[0].MAC = mac.String()
 		test.change(&want)
-		if diff := cmp.Diff(want, got); diff != "" || err != nil || o.Layers[0].Path != test.layer || o.Layers[1].Path != "/base" {
+		if diff := cmp.Diff(want, got); diff != "" || err != nil || o.Layers[0].Path != test.layer || o.Layers[1].Path != "/base" || o.Layers[3].Path != got.Kernel {
 			t.Errorf("%v: %v, %v\n%s", test.flags, err, o.Layers, diff)
 		}
 	}

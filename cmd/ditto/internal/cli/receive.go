@@ -217,13 +217,23 @@ func arrivalConfig(o *live.Offer, words []string) (config.Config, error) {
 	if err := m.apply(&f.runFlags, cmd.Flags()); err != nil {
 		return cfg, err
 	}
+	o.Layers = slices.Clone(o.Layers)
+	for i := range o.Layers {
+		switch l := &o.Layers[i]; {
+		case l.Disk >= 0:
+		case l.Path == cfg.Kernel:
+			l.Path = m.config.Kernel
+		case l.Path == cfg.Initrd:
+			l.Path = m.config.Initrd
+		}
+	}
 	places := cmd.Flags().Lookup("disk").Value.(*listValue).texts
 	return m.config, placeDisks(&m.config, o, places)
 }
 
 // placeDisks says where the disks of an offered machine are here.
 func placeDisks(cfg *config.Config, o *live.Offer, places []string) error {
-	cfg.Disks, o.Layers = slices.Clone(cfg.Disks), slices.Clone(o.Layers)
+	cfg.Disks = slices.Clone(cfg.Disks)
 	for _, text := range places {
 		p, err := parseDiskPlace(text)
 		if err != nil {

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 
 	"ditto.vm/cmd/ditto/internal/exit"
@@ -128,7 +126,7 @@ func Receive(ctx context.Context, o ReceiveOptions) (code int, err error) {
 	if err := p.record.Truncate(0); err != nil {
 		p.log.Warn("exit record", "err", err)
 	}
-	code, err = p.live(ctx, func(context.Context) error { return nil })
+	code, err = p.live(ctx, p.machine.Start)
 	cancel(errors.New("the guest has ended"))
 	<-finished
 	return code, err
@@ -226,9 +224,6 @@ func (r *receiving) Prepare(ctx context.Context, o live.Offer) (live.Arrival, er
 	}
 	r.Config = cfg
 	r.o.Tell(ReceiveEvent{Event: ReceiveOffered, Name: cfg.Name, Token: r.token.String()})
-	if err := forwardsFree(cfg); err != nil {
-		return nil, err
-	}
 	surroundings, err := r.openPlace()
 	if err != nil {
 		return nil, err
@@ -251,32 +246,6 @@ func (r *receiving) Prepare(ctx context.Context, o live.Offer) (live.Arrival, er
 			close(r.running)
 		},
 	}, nil
-}
-
-// forwardsFree tries the host's ports: what is taken is told before memory moves.
-func forwardsFree(cfg config.Config) error {
-	for i, n := range cfg.Nets {
-		for _, f := range n.Forwards {
-			if err := portFree(f); err != nil {
-				return exit.Errorf(exit.Net, "network %d: the port forward %s cannot be had here: %w: say others to 'ditto receive' with -p, or -p none", i, f, err)
-			}
-		}
-	}
-	return nil
-}
-
-func portFree(f config.Forward) error {
-	var c io.Closer
-	var err error
-	if f.Protocol == "udp" {
-		c, err = net.ListenPacket("udp", f.Listen())
-	} else {
-		c, err = net.Listen("tcp", f.Listen())
-	}
-	if err != nil {
-		return err
-	}
-	return c.Close()
 }
 
 // constructed makes what the machine needs to be reached, and drops the rights of

@@ -182,12 +182,6 @@ func TestReceive(t *testing.T) {
 // earlier one of its name ended stays known, and the source learns why.
 func TestReceiveRefused(t *testing.T) {
 	broken := errors.New("does not fit")
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	port := uint16(taken.Addr().(*net.TCPAddr).Port)
 	for name, test := range map[string]struct {
 		change func(l *landing)
 		want   string
@@ -198,14 +192,6 @@ func TestReceiveRefused(t *testing.T) {
 				return config.Config{}, exit.Errorf(exit.Disk, "there is no disk 7")
 			}
 		}, "there is no disk 7", exit.Disk},
-		"port": {func(l *landing) {
-			l.o.Configure = func(o *live.Offer) (config.Config, error) {
-				cfg := config.Default()
-				cfg.Name = o.Name
-				cfg.Nets = []config.Net{{Forwards: []config.Forward{{Protocol: "tcp", HostPort: port, GuestPort: 80}}}}
-				return cfg, nil
-			}
-		}, "port forward", exit.Net},
 		"name": {func(l *landing) {
 			lease, err := l.o.Registry.Acquire("vm")
 			if err != nil {

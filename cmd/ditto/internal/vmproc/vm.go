@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"ditto.vm/cmd/ditto/internal/exit"
-	"ditto.vm/migration/live"
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
@@ -34,16 +33,8 @@ type vm struct {
 func newVM(m *vmm.VM, s Surroundings, disks []registry.Disk) *vm {
 	return &vm{
 		VM: m, surroundings: s, disks: disks,
-		Departure: remotemigrate.NewDeparture(func() (live.SourceVM, error) { return sourceOf(m) }, s.Log),
+		Departure: remotemigrate.NewDeparture(m.MigrationSource, s.Log),
 	}
-}
-
-// sourceOf is the machine as migrations see it.
-func sourceOf(m any) (live.SourceVM, error) {
-	if s, ok := m.(interface{ MigrationSource() live.SourceVM }); ok {
-		return s.MigrationSource(), nil
-	}
-	return nil, fmt.Errorf("this machine cannot be migrated: %w", api.ErrNotSupported)
 }
 
 // Pause stops the guest, unless a migration decides about that.
@@ -79,9 +70,6 @@ func (v *vm) Info() api.Info {
 // machine ends has nobody to read it.
 func (v *vm) WriteInput(ctx context.Context, p []byte) { _, _ = v.VM.ConsoleInput(ctx, p) }
 
-// exitMigrated is why a machine ends that runs somewhere else.
-const exitMigrated vmm.ExitReason = "migrated"
-
 // Wait returns how the guest ended, with the exit code that stands for it.
 func (v *vm) Wait(ctx context.Context) (Exit, error) {
 	e, err := v.VM.Wait(ctx)
@@ -92,7 +80,7 @@ func (v *vm) Wait(ctx context.Context) (Exit, error) {
 	switch e.Reason {
 	case vmm.ExitPowerOff, vmm.ExitReboot, vmm.ExitSaved:
 		out.Code = exit.OK
-	case exitMigrated:
+	case vmm.ExitMigrated:
 		out.Code, out.Where = exit.OK, v.Gone()
 	case vmm.ExitPanicked:
 		out.Code, out.Err = exit.Panicked, errors.New("the guest's kernel panicked")
