@@ -24,30 +24,48 @@ const (
 // ErrTimeout is wrapped by the error of a migration that took too long.
 var ErrTimeout = errors.New("pre-copy took too long")
 
-// progress of the rounds, from which it is predicted how long the guest would
-// stand still.
+// minSample is how many bytes a round sends at least to tell how fast the way is.
+const minSample = 1 << 20
+
+// convergence is the progress of the rounds, from which it is predicted how long
+// the guest would stand still.
 type convergence struct {
 	left, before uint64  // pages to be sent, now and a round before
-	rate         float64 // pages a second
+	perPage      float64 // bytes on the wire of a page that travels as bytes
+	speed        float64 // bytes a second on the wire, 0 as long as it is not known
+	pages        float64 // pages a second, until then
 	slow         int     // rounds in a row
 	throttle     int     // percent
 }
 
-// expected predicts the downtime.
+// expected predicts the downtime, in which pages travel as bytes.
 func (c *convergence) expected() time.Duration {
-	if c.rate == 0 {
-		return switchCost
+	seconds := 0.0
+	switch {
+	case c.speed > 0:
+		seconds = float64(c.left) * c.perPage / c.speed
+	case c.pages > 0:
+		seconds = float64(c.left) / c.pages
 	}
-	return switchCost + time.Duration(float64(c.left)/c.rate*float64(time.Second))
+	return switchCost + time.Duration(seconds*float64(time.Second))
 }
 
-// ended notes a round that sent so many pages in some time, and what it left.
-func (c *convergence) ended(sent uint64, took time.Duration, left uint64) {
-	// A round of few pages says little: it took the time of an answer.
-	if rate := float64(sent) / max(took.Seconds(), 1e-6); sent >= 1024 || c.rate == 0 {
-		c.rate = rate
+// sample is what a round sent.
+type sample struct {
+	pages, bytes uint64
+	took         time.Duration
+	left         uint64 // pages that it left
+}
+
+// ended notes a round. The way may have become slower, or the round was one of
+// names and waited for disks: half of that is believed.
+func (c *convergence) ended(s sample) {
+	seconds := max(s.took.Seconds(), 1e-6)
+	c.pages = float64(s.pages) / seconds
+	if speed := float64(s.bytes) / seconds; s.bytes >= minSample {
+		c.speed = max(speed, (c.speed+speed)/2)
 	}
-	c.before, c.left = c.left, left
+	c.before, c.left = c.left, s.left
 	if float64(c.left) > slowProgress*float64(c.before) && c.before > 0 {
 		c.slow++
 	} else {
@@ -74,7 +92,7 @@ func (s *sender) precopy() error {
 	began := time.Now()
 	var c convergence
 	for {
-		roundBegan, pages := time.Now(), s.mem.Size()>>memory.PageShift
+		roundBegan, pages, bytes := time.Now(), s.mem.Size()>>memory.PageShift, s.flow.out.Load()
 		var err error
 		if s.round == 0 {
 			err = s.firstRound()
@@ -89,7 +107,8 @@ func (s *sender) precopy() error {
 			return err
 		}
 		took := time.Since(roundBegan)
-		c.ended(pages, took, s.dirty.Count())
+		c.perPage = s.traffic.perPage()
+		c.ended(sample{pages: pages, bytes: s.flow.out.Load() - bytes, took: took, left: s.dirty.Count()})
 		s.told(c, took)
 		switch {
 		case c.expected() <= s.o.Downtime:
@@ -101,6 +120,15 @@ func (s *sender) precopy() error {
 			s.vm.Throttle(c.throttle)
 		}
 	}
+}
+
+// perPage returns what a page takes on the wire that travels as bytes.
+func (t *traffic) perPage() float64 {
+	pages := t.pages[kindRaw].Load() + t.pages[kindZstd].Load()
+	if pages == 0 {
+		return memory.PageSize
+	}
+	return float64(t.bytes[kindRaw].Load()+t.bytes[kindZstd].Load()) / float64(pages)
 }
 
 // collect makes s.dirty what has to be sent next. Pages written from here on are

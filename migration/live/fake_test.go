@@ -25,6 +25,7 @@ type world struct {
 	mu      sync.Mutex             // who dies, runs and has disks
 	disks   atomic.Pointer[string] // who has the lock
 	runners atomic.Int32
+	blocks  sync.RWMutex // what is in layers
 }
 
 func (w *world) lock(who string) error {
@@ -62,6 +63,12 @@ func newWorld(t testing.TB, layerPages ...int) *world {
 		w.layers = append(w.layers, b)
 	}
 	return w
+}
+
+// block returns some block of some layer.
+func (w *world) block(random *rand.Rand) []byte {
+	l := w.layers[random.IntN(len(w.layers))]
+	return l[random.IntN(len(l)>>memory.PageShift)<<memory.PageShift:][:memory.PageSize]
 }
 
 // fakeVM is a VM at the source: memory, a tracker that is exact, and a guest that
@@ -309,6 +316,7 @@ type fakeHost struct {
 	dead      bool
 	abandoned int
 	reads     atomic.Int64
+	slow      bool // its disks are
 	// same is called when the guest is about to run.
 	same func()
 }
@@ -341,7 +349,11 @@ type layerReader struct {
 }
 
 func (l layerReader) ReadAt(p []byte, off int64) (int, error) {
-	l.h.reads.Add(1)
+	if n := l.h.reads.Add(1); l.h.slow && n%3 == 0 {
+		time.Sleep(2 * time.Millisecond)
+	}
+	l.h.w.blocks.RLock()
+	defer l.h.w.blocks.RUnlock()
 	if off >= int64(len(l.b)) {
 		return 0, io.EOF
 	}
