@@ -96,7 +96,7 @@ func (h *home) nothingLeft() {
 		h.t.Error(err)
 	}
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
 			h.t.Errorf("%s is left in the run directory", e.Name())
 		}
 	}

@@ -58,21 +58,22 @@ func (k *kill) run(name, writes string) {
 	k.want("run", "-d", "--name", name, "--kernel", "payload:memwriter:"+writes, "--net", "none", "--memory", "64M", "--disk", k.top)
 }
 
-func (k *kill) pid(name string) int {
-	k.t.Helper()
+// pid is the process of a machine.
+func (s *saveHome) pid(name string) int {
+	s.t.Helper()
 	var rows []struct {
 		Name string
 		PID  int
 	}
-	if err := json.Unmarshal([]byte(k.want("ps", "--json")), &rows); err != nil {
-		k.t.Fatal(err)
+	if err := json.Unmarshal([]byte(s.want("ps", "--json")), &rows); err != nil {
+		s.t.Fatal(err)
 	}
 	for _, r := range rows {
 		if r.Name == name {
 			return r.PID
 		}
 	}
-	k.t.Fatalf("%s does not run", name)
+	s.t.Fatalf("%s does not run", name)
 	return 0
 }
 

@@ -248,7 +248,7 @@ func migrateError(err error, name string) error {
 	case errors.Is(err, remotemigrate.ErrStuck):
 		return exit.New(exit.InDoubt, fmt.Errorf("%w: it runs nowhere else: try 'ditto resume --take-back %s'", err, name))
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s runs on here: %w", name, err)
+		return exit.Errorf(exit.Failure, "interrupted: %s runs on here", name)
 	case errors.Is(err, remotemigrate.ErrBusy), errors.Is(err, lend.ErrGone), errors.Is(err, lend.ErrProtocol):
 		return exit.New(exit.Migration, err)
 	}
