@@ -1,0 +1,494 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ditto.vm/guest/payload"
+	"ditto.vm/images/chain"
+	"ditto.vm/images/disk"
+	"ditto.vm/internal/labtest"
+	"ditto.vm/memory"
+	"ditto.vm/migration/live"
+	"ditto.vm/migration/state"
+	"ditto.vm/vmm/api"
+	"ditto.vm/vmm/config"
+)
+
+// landing is the destination of tests: it can look at what arrives before the
+// guest runs.
+type landing struct {
+	Destination
+	vm *VM
+	// before is called with the name of each step that is about to be done, and
+	// may let it fail.
+	before func(step string) error
+	after  func(step string)
+}
+
+func newLanding(t testing.TB) *landing {
+	return &landing{Destination: Destination{Options: Options{
+		Console: newConsole(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Version: "test",
+	}}}
+}
+
+func (l *landing) step(name string, do func() error) error {
+	if l.before != nil {
+		if err := l.before(name); err != nil {
+			return err
+		}
+	}
+	err := do()
+	if err == nil && l.after != nil {
+		l.after(name)
+	}
+	return err
+}
+
+// Prepare implements [live.DestinationVM].
+func (l *landing) Prepare(ctx context.Context, o live.Offer) (live.Arrival, error) {
+	var a live.Arrival
+	err := l.step("prepare", func() (err error) {
+		a, err = l.Destination.Prepare(ctx, o)
+		return err
+	})
+	if err != nil {
+		if a != nil {
+			err = errors.Join(err, a.Abandon())
+		}
+		return nil, err
+	}
+	l.vm = a.(*Arrival).VM()
+	return &landed{a, l}, nil
+}
+
+type landed struct {
+	live.Arrival
+	l *landing
+}
+
+func (a *landed) Construct(ctx context.Context, sections []state.Section, missing *memory.PageSet, source memory.PageSource) error {
+	return a.l.step("construct", func() error { return a.Arrival.Construct(ctx, sections, missing, source) })
+}
+
+func (a *landed) Run(ctx context.Context) error {
+	return a.l.step("run", func() error { return a.Arrival.Run(ctx) })
+}
+
+func (a *landed) Abandon() error {
+	a.l.vm = nil
+	return a.Arrival.Abandon()
+}
+
+// failing is a source of which each step can fail.
+type failing struct {
+	live.SourceVM
+	before func(step string) error
+}
+
+func (f *failing) Begin(ctx context.Context) error {
+	return errors.Join(f.before("begin"), f.SourceVM.Begin(ctx))
+}
+
+func (f *failing) Names(ctx context.Context, progress func(done, total uint64)) (live.Recorded, error) {
+	if err := f.before("names"); err != nil {
+		return nil, err
+	}
+	return f.SourceVM.Names(ctx, progress)
+}
+
+func (f *failing) Collect(into *memory.PageSet) error {
+	return errors.Join(f.before("collect"), f.SourceVM.Collect(into))
+}
+
+func (f *failing) Pause(ctx context.Context) error {
+	if err := f.before("pause"); err != nil {
+		return err
+	}
+	return f.SourceVM.Pause(ctx)
+}
+
+func (f *failing) State(ctx context.Context) ([]state.Section, error) {
+	if err := f.before("state"); err != nil {
+		return nil, err
+	}
+	return f.SourceVM.State(ctx)
+}
+
+func (f *failing) ReleaseDisks(ctx context.Context) error {
+	return errors.Join(f.SourceVM.ReleaseDisks(ctx), f.before("release"))
+}
+
+// flight is one migration.
+type flight struct {
+	report  live.Report
+	err     error
+	result  live.Result
+	arrived error
+}
+
+// fly migrates a VM over sockets.
+func fly(t testing.TB, from live.SourceVM, to live.DestinationVM, o live.Options) (f flight) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	o.Log, o.Trusted, o.Where = log, true, "the other side"
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		f.result, f.arrived = live.Receive(ctx, to, live.AcceptFrom(l), live.ReceiveOptions{Ditto: "test", Log: log, Stall: o.Stall})
+	})
+	f.report, f.err = live.Send(ctx, from, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", l.Addr().String())
+	}, o)
+	if f.err != nil && f.report.Outcome != live.OutcomeCommitted {
+		cancel() // a receiver that nobody came to
+	}
+	wg.Wait()
+	return f
+}
+
+// migrated moves a machine, which ends, and returns what it is now. The test closes
+// it.
+func migrated(t testing.TB, m *VM, o live.Options) (*VM, live.Report) {
+	t.Helper()
+	l := newLanding(t)
+	f := fly(t, m.MigrationSource(), l, o)
+	if f.err != nil || f.arrived != nil {
+		t.Fatalf("source: %v; destination: %v", f.err, f.arrived)
+	}
+	if exit, err := m.Wait(deadline(t)); err != nil || exit.Reason != ExitMigrated {
+		t.Errorf("the source ended as %+v, %v", exit, err)
+	}
+	t.Cleanup(func() {
+		if err := l.vm.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l.vm, f.report
+}
+
+// TestMigrate: with every tracker, with names and without, what arrives is what
+// left, disks included, and goes on.
+func TestMigrate(t *testing.T) {
+	for _, v := range []struct {
+		tracker memory.TrackerKind
+		names   bool
+		o       live.Options
+	}{
+		{memory.TrackerWPAsync, true, live.Options{Connections: 2, Verify: true}},
+		{memory.TrackerWPAsync, false, live.Options{Verify: true}},
+		{memory.TrackerKVMLog, true, live.Options{Connections: 1, Verify: true, Compression: live.Zstd}},
+		{memory.TrackerKVMLog, false, live.Options{Verify: true}},
+		{memory.TrackerKVMRing, true, live.Options{Verify: true, NoNames: true}},
+	} {
+		t.Run(fmt.Sprintf("%s,names=%t", v.tracker, v.names), func(t *testing.T) {
+			r := newSaveRig(t, saveSpec, func(c *config.Config) {
+				c.Memory.Names, c.Memory.Tracker = config.OnOff(v.names), v.tracker
+			})
+			r.readAll()
+			stop := r.traffic(5)
+			o := v.o
+			l := newLanding(t)
+			var differ []memory.GFN
+			l.after = func(step string) {
+				if step == "construct" {
+					differ = differing(t, r.m.mem, l.vm.mem)
+				}
+			}
+			await(t, deadline(t), "blocks and buffers are overwritten", func() bool { return r.overwritten.Load() > 500 })
+			f := fly(t, r.m.MigrationSource(), l, o)
+			if f.err != nil || f.arrived != nil {
+				t.Fatalf("source: %v; destination: %v", f.err, f.arrived)
+			}
+			stop()
+			defer l.vm.Close()
+			if len(differ) > 0 {
+				t.Errorf("%d pages differ while both stand still, the first %s", len(differ), differ[0])
+			}
+			if exit, err := r.m.Wait(deadline(t)); err != nil || exit.Reason != ExitMigrated {
+				t.Errorf("the source ended as %+v, %v", exit, err)
+			}
+			t.Logf("%+v", f.report)
+			if named := f.report.Pages.Named > 0; named != (v.names && !o.NoNames) {
+				t.Errorf("%d pages were named", f.report.Pages.Named)
+			}
+			here := &saveRig{t: t, m: l.vm, c: l.vm.cfg, content: r.content, dir: r.dir}
+			got := make([]byte, namesDisk)
+			if err := l.vm.disks[0].image.ReadAtv([][]byte{got}, 0); err != nil || string(got) != string(r.content) {
+				t.Errorf("the disk is not what it was, %v", err)
+			}
+			here.runs()
+			here.finish()
+		})
+	}
+}
+
+// TestMigrateBackAndForth: a guest that checks its memory is moved again and again
+// and never finds a page that it did not write; its clocks do not drift, disks
+// change hands, and nothing is left behind.
+func TestMigrateBackAndForth(t *testing.T) {
+	c := fullConfig(t, "memwriter:size=8M,words=16,order=random,seed=5")
+	c.CPUs = 2
+	c.Memory.Size = 32 << 20
+	top := filepath.Join(t.TempDir(), "top.qcow2")
+	if err := chain.CreateOverlay(top, c.Disks[0].Path, chain.Raw, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	c.Disks = append(c.Disks, config.Disk{Path: top, Format: chain.Qcow2})
+	c.Disks[0].ReadOnly = true
+	m := newVM(t, c, newConsole())
+	if err := m.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	runUntil(t, m, 1000)
+	began, first := time.Now(), guestTime(t, m)
+	rounds := labtest.Count(6, 500)
+	var fds, goroutines, mapped int
+	var downtime, worst, drift time.Duration
+	var sent uint64
+	for i := range rounds {
+		if i == 1 { // whatever the runtime keeps for good
+			fds, goroutines, mapped = countFDs(t), runtime.NumGoroutine(), mappings(t)
+		}
+		from := m
+		var report live.Report
+		m, report = migrated(t, m, live.Options{Connections: i % 3, NoNames: i%5 == 4, Verify: i%10 == 0, NoThrottle: true})
+		if err := from.Close(); err != nil {
+			t.Fatal(err)
+		}
+		downtime, worst, sent = downtime+report.Downtime, max(worst, report.Downtime), sent+report.Sent.Total
+		runUntil(t, m, 200)
+		drift = max(drift, (guestTime(t, m) - first - time.Since(began)).Abs())
+		for _, d := range m.disks {
+			if _, err := chain.Open(d.image.Path(), chain.Options{Format: d.image.Layers()[0].Format()}); !errors.Is(err, disk.ErrLocked) {
+				t.Fatalf("migration %d: disk %s is not locked: %v", i, d.image.Path(), err)
+			}
+		}
+	}
+	if drift > 10*time.Millisecond {
+		t.Errorf("the guest's clocks have drifted by %s in %d migrations", drift, rounds)
+	}
+	// Each test context and clean-up of a machine stays until the test's end, and
+	// none of them is a descriptor or a goroutine.
+	if got := countFDs(t); got > fds {
+		t.Errorf("%d descriptors after %d migrations, %d after the first", got, rounds, fds)
+	}
+	await(t, deadline(t), "goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if got := mappings(t); got > mapped+rounds+50 {
+		t.Errorf("%d mappings after %d migrations, %d after the first", got, rounds, mapped)
+	}
+	if err := payload.CommandMemWriter(m.mem, payload.CommandFinish); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := m.Wait(deadline(t))
+	if err != nil || exit.Reason != ExitStatus || exit.Status != 0 {
+		t.Fatalf("exit %+v, %v, want status 0", exit, err)
+	}
+	end, err := payload.ReadMemWriter(m.mem)
+	if err != nil || end.Errors != 0 || end.Checks != 1 {
+		t.Errorf("status %+v, %v", end, err)
+	}
+	if !t.Failed() {
+		labtest.Proof(t, "migrate-native", "%d migrations of a guest that checks its memory, back and forth: %d pages written, none wrong; clocks within %s, downtime %s on average and %s at most, no descriptor, goroutine or mapping left",
+			rounds, end.Writes, drift.Round(10*time.Microsecond), (downtime / time.Duration(rounds)).Round(10*time.Microsecond), worst.Round(10*time.Microsecond))
+	}
+}
+
+// guestTime is the guest's kvmclock.
+func guestTime(t testing.TB, m *VM) time.Duration {
+	t.Helper()
+	c, err := m.kvm.Clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(c.Clock)
+}
+
+// TestMigrateFails: whichever step fails before the commit, the guest goes on
+// where it was, with its disks, and another attempt succeeds.
+func TestMigrateFails(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	r.readAll()
+	broken := errors.New("broken on purpose")
+	fail := func(at string) func(string) error {
+		return func(step string) error {
+			if step == at {
+				return broken
+			}
+			return nil
+		}
+	}
+	for _, at := range []string{"begin", "names", "collect", "pause", "state", "release"} {
+		l := newLanding(t)
+		f := fly(t, &failing{r.m.MigrationSource(), fail(at)}, l, live.Options{Connections: 1})
+		if !errors.Is(f.err, broken) || f.report.Outcome != live.OutcomeNever || l.vm != nil {
+			t.Errorf("source, %s: %v, %v", at, f.err, f.report.Outcome)
+		}
+		r.stays(at)
+	}
+	for _, at := range []string{"prepare", "construct"} {
+		l := newLanding(t)
+		l.before = fail(at)
+		f := fly(t, r.m.MigrationSource(), l, live.Options{Connections: 1})
+		if !errors.Is(f.arrived, broken) || f.err == nil || !strings.Contains(f.err.Error(), broken.Error()) || f.report.Outcome != live.OutcomeNever {
+			t.Errorf("destination, %s: %v, %v", at, f.err, f.arrived)
+		}
+		r.stays(at)
+	}
+	m, _ := migrated(t, r.m, live.Options{Connections: 1})
+	(&saveRig{t: t, m: m}).finish()
+}
+
+// stays makes sure that a machine runs here as if nothing had been, and that its
+// disk is its own.
+func (r *saveRig) stays(what string) {
+	r.t.Helper()
+	r.checkRuns()
+	r.write(7, 9, 1)
+	r.read(7, 11, 1)
+	if r.m.away || r.m.standing != nil || r.m.leaving || r.m.throttle.percent != 0 {
+		r.t.Fatalf("%s: away %t, standing %v, leaving %t, throttled by %d", what, r.m.away, r.m.standing, r.m.leaving, r.m.throttle.percent)
+	}
+	if _, err := chain.Open(r.c.Disks[0].Path, chain.Options{}); !errors.Is(err, disk.ErrLocked) {
+		r.t.Fatalf("%s: the disk is not locked: %v", what, err)
+	}
+}
+
+// TestMigrateInDoubt: between giving up its disks and taking them back nothing
+// lets a VM run but the migration, and not even that when somebody else has
+// written them.
+func TestMigrateInDoubt(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	ctx := deadline(t)
+	s := r.m.MigrationSource()
+	if _, err := s.Offer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Begin(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.m.MigrationSource().Begin(ctx); err == nil {
+		t.Error("two migrations at once")
+	}
+	if _, err := r.m.Save(ctx, r.local("snap", ""), SaveOptions{}); err == nil {
+		t.Error("a save during a migration")
+	}
+	if err := s.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.m.Resume(ctx); !errors.Is(err, api.ErrWrongState) {
+		t.Errorf("resumed by hand while it stands still: %v", err)
+	}
+	if _, err := r.m.Memory(ctx, api.MemoryQuery{Pause: true}); err == nil {
+		t.Error("a look that pauses may resume it")
+	}
+	if err := s.ReleaseDisks(ctx); err != nil {
+		t.Fatal(err)
+	}
+	other, err := chain.Open(r.c.Disks[0].Path, chain.Options{})
+	if err != nil {
+		t.Fatalf("the disk was not given up: %v", err)
+	}
+	if err := s.ReclaimDisks(ctx); !errors.Is(err, disk.ErrLocked) {
+		t.Errorf("taken back while another has it: %v", err)
+	}
+	if err := s.End(); err != nil {
+		t.Fatal(err)
+	}
+	for what, do := range map[string]func() error{
+		"resume":  func() error { return r.m.Resume(ctx) },
+		"source":  func() error { return s.Resume(ctx) },
+		"resize":  func() error { return r.m.ResizeDisk(0, namesDisk/2) },
+		"migrate": func() error { return r.m.MigrationSource().Begin(ctx) },
+		"save": func() error {
+			_, err := r.m.Save(ctx, r.local("snap", ""), SaveOptions{})
+			return err
+		},
+	} {
+		if err := do(); !errors.Is(err, api.ErrWrongState) || !strings.Contains(err.Error(), "--take-back") {
+			t.Errorf("%s without disks: %v", what, err)
+		}
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.ReclaimDisks(ctx), s.Resume(ctx)); err != nil {
+		t.Fatalf("taken back: %v", err)
+	}
+	r.stays("in doubt")
+
+	again := r.m.MigrationSource()
+	if _, err := again.Offer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(again.Begin(ctx), again.Pause(ctx), again.ReleaseDisks(ctx), again.End()); err != nil {
+		t.Fatal(err)
+	}
+	other, err = chain.Open(r.c.Disks[0].Path, chain.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(other.WriteAtv([][]byte{make([]byte, 4096)}, 0), other.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.ReclaimDisks(ctx); !errors.Is(err, disk.ErrWritten) {
+		t.Errorf("taken back after another has written: %v", err)
+	}
+	r.m.Kill()
+	if exit, err := r.m.Wait(ctx); err != nil || exit.Reason != ExitKilled {
+		t.Errorf("a VM in doubt cannot be stopped: %+v, %v", exit, err)
+	}
+}
+
+// TestThrottle: the guest executes less, and pause, stop and commands do not wait.
+func TestThrottle(t *testing.T) {
+	c := payloadConfig("memwriter:size=4M,words=8,order=random,seed=1")
+	c.CPUs = 2
+	m := newVM(t, c, newConsole())
+	ctx := deadline(t)
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	runUntil(t, m, 1000)
+	writes := func() uint64 {
+		before, began := mustStatus(t, m).Writes, time.Now()
+		time.Sleep(200 * time.Millisecond)
+		return uint64(float64(mustStatus(t, m).Writes-before) / time.Since(began).Seconds())
+	}
+	full := writes()
+	source := m.MigrationSource()
+	share := map[int]float64{}
+	for _, percent := range []int{50, 90, 99} {
+		source.Throttle(percent)
+		share[percent] = float64(writes()) / float64(full)
+	}
+	t.Logf("of %d pages a second are left: %v", full, share)
+	if share[90] > 0.5 || share[99] > 0.25 {
+		t.Errorf("a guest that is throttled by 90 %% and 99 %% does %v of what it did", share)
+	}
+	for range 20 {
+		if err := errors.Join(m.Pause(ctx), m.Resume(ctx)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	source.Throttle(0)
+	runUntil(t, m, 1000)
+	source.Throttle(99)
+	// It is closed while it naps.
+}
