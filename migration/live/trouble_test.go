@@ -209,12 +209,14 @@ func TestThrottle(t *testing.T) {
 	}
 	vm.guest = func(ctx context.Context, vm *fakeVM) {
 		// It writes 40 MiB/s, twice as much as is sent, and less when slowed down.
-		for i := 0; ctx.Err() == nil; i++ {
-			for range 10 {
-				vm.write(vm.gfn((i*7919)%len(vm.hints)).GPA(), []byte{byte(i), 1})
+		for i, last := 0, time.Now(); ctx.Err() == nil; time.Sleep(time.Millisecond) {
+			speed := 10 * time.Duration(100-vm.throttle.Load()) / 100 // pages a millisecond
+			due := int(time.Since(last) * max(speed, 1) / time.Millisecond)
+			last = time.Now()
+			for range due {
 				i++
+				vm.write(vm.gfn((i*7919)%len(vm.hints)).GPA(), []byte{byte(i), 1})
 			}
-			time.Sleep(time.Millisecond * 100 / time.Duration(101-vm.throttle.Load()))
 		}
 	}
 	vm.startFirst()
