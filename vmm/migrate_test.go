@@ -96,7 +96,10 @@ type failing struct {
 }
 
 func (f *failing) Begin(ctx context.Context) error {
-	return errors.Join(f.before("begin"), f.SourceVM.Begin(ctx))
+	if err := f.before("begin"); err != nil {
+		return err
+	}
+	return f.SourceVM.Begin(ctx)
 }
 
 func (f *failing) Names(ctx context.Context, progress func(done, total uint64)) (live.Recorded, error) {
