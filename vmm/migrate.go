@@ -83,7 +83,9 @@ func (d *departure) Offer(ctx context.Context) (live.Offer, error) {
 
 // offer describes the VM but for its CPUs. Preconditions: mu is held.
 func (m *VM) offer() (live.Offer, error) {
-	o := live.Offer{Name: m.cfg.Name, Ditto: m.version, RAM: m.ramRanges()}
+	o := live.Offer{
+		Name: m.cfg.Name, Ditto: m.version, RAM: m.ramRanges(), Untracked: m.tracker.Kind() == memory.TrackerNone,
+	}
 	text, err := m.describe()
 	if err != nil {
 		return o, err
@@ -174,7 +176,7 @@ func (d *departure) begin() error {
 	if !reflect.DeepEqual(untimed(now), untimed(d.offered)) {
 		return errOther
 	}
-	if m.tracker.Kind() == memory.TrackerNone {
+	if now.Untracked {
 		m.log.Warn("the guest stands still while it is migrated, since nothing tracks its writes", "tracker", m.tracker.Kind().String(), "cure", "start it with --tracker auto")
 		return nil
 	}
@@ -191,10 +193,6 @@ func untimed(o live.Offer) live.Offer {
 	}
 	return o
 }
-
-// Tracks reports whether Collect knows what was written. If it does not, the
-// guest has to stand still before the first page is sent.
-func (d *departure) Tracks() bool { return d.m.tracker.Kind() != memory.TrackerNone }
 
 // hints are all that the table says, taken for true: each name is proven by the
 // other side, and a wrong one costs a digest and a question.

@@ -199,6 +199,7 @@ func TestMigrate(t *testing.T) {
 		{memory.TrackerKVMLog, true, live.Options{Connections: 1, Verify: true, Compression: live.Zstd}},
 		{memory.TrackerKVMLog, false, live.Options{Verify: true}},
 		{memory.TrackerKVMRing, true, live.Options{Verify: true, NoNames: true}},
+		{memory.TrackerNone, true, live.Options{Verify: true, Connections: 1}},
 	} {
 		t.Run(fmt.Sprintf("%s,names=%t", v.tracker, v.names), func(t *testing.T) {
 			r := newSaveRig(t, saveSpec, func(c *config.Config) {
@@ -230,6 +231,9 @@ func TestMigrate(t *testing.T) {
 			t.Logf("%+v", f.report)
 			if named := f.report.Pages.Named > 0; named != (v.names && !o.NoNames) {
 				t.Errorf("%d pages were named", f.report.Pages.Named)
+			}
+			if (f.report.Mode == "stop") != (v.tracker == memory.TrackerNone) {
+				t.Errorf("its mode was %s", f.report.Mode)
 			}
 			here := &saveRig{t: t, m: l.vm, c: l.vm.cfg, content: r.content, dir: r.dir}
 			got := make([]byte, namesDisk)

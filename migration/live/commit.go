@@ -27,9 +27,8 @@ func (s *sender) standStill() error {
 	if err != nil {
 		return s.cause(err)
 	}
-	// What is collected now comes on top of what the last round left.
-	if err := s.vm.Collect(s.dirty); err != nil {
-		return s.cause(err)
+	if err := s.collectLast(); err != nil {
+		return err
 	}
 	if err := s.lastRound(sections); err != nil {
 		return err
@@ -38,37 +37,71 @@ func (s *sender) standStill() error {
 	return err
 }
 
+// collectLast makes s.dirty what the last round sends. What is collected now comes
+// on top of what the round before left. Of a guest that nobody tracks all is sent
+// now, but for names that do not hold.
+func (s *sender) collectLast() error {
+	if !s.offer.Untracked {
+		if err := s.vm.Collect(s.dirty); err != nil {
+			return s.cause(err)
+		}
+		return nil
+	}
+	if err := s.firstRound(); err != nil {
+		return err
+	}
+	for r := range s.wanted.Runs() {
+		s.asked.Add(r.Start, r.Size)
+		s.dirty.Add(r.Start, r.Size)
+	}
+	s.wanted.Clear()
+	return nil
+}
+
 // lastRound sends pages as bytes, so that no name can fail, while the disks are
 // given up.
 func (s *sender) lastRound(sections []state.Section) error {
-	if err := s.beginRound(s.dirty.Count(), true); err != nil {
-		return err
+	postcopy := s.report.Mode == modePostcopy
+	if !postcopy {
+		if err := s.beginRound(s.dirty.Count(), true); err != nil {
+			return err
+		}
 	}
 	sent := make(chan error, 1)
 	go func() {
-		err := s.sendPages(s.dirty, false)
-		if err == nil {
-			err = s.sendBarriers()
-		}
-		if err == nil {
-			err = s.sendState(sections)
-		}
-		sent <- err
+		sent <- s.sendLast(sections, postcopy)
 	}()
 	s.released = true
 	released := s.vm.ReleaseDisks(s.run)
 	if err := errors.Join(<-sent, released); err != nil {
 		return s.cause(err)
 	}
-	if s.o.Verify {
+	if s.o.Verify && !postcopy {
 		if err := s.sendDigests(); err != nil {
 			return err
 		}
 	}
-	if err := s.say(&wire.Prepare{Sections: uint32(len(sections))}); err != nil {
+	if err := s.say(&wire.Prepare{Sections: uint32(len(sections)), Postcopy: postcopy}); err != nil {
 		return err
 	}
 	return s.awaitRound()
+}
+
+// sendLast sends the last pages, or which ones come later, and the state.
+func (s *sender) sendLast(sections []state.Section, postcopy bool) error {
+	if postcopy {
+		if err := s.sendMissing(); err != nil {
+			return err
+		}
+		return s.sendState(sections)
+	}
+	if err := s.sendPages(s.dirty, false); err != nil {
+		return err
+	}
+	if err := s.sendBarriers(); err != nil {
+		return err
+	}
+	return s.sendState(sections)
 }
 
 // sendState sends the VM's state.

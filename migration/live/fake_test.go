@@ -91,6 +91,7 @@ type fakeVM struct {
 	throttled atomic.Int32 // the most
 	left      string
 	names     func() error
+	untracked bool
 	// collect is what Collect does, if not what it should: to break it.
 	collect func(into *memory.PageSet)
 }
@@ -161,7 +162,7 @@ func (vm *fakeVM) write(gpa memory.GPA, b []byte) {
 }
 
 func (vm *fakeVM) Offer(context.Context) (Offer, error) {
-	o := Offer{Name: "vm", Ditto: "test", Config: json.RawMessage(`{}`)}
+	o := Offer{Name: "vm", Ditto: "test", Config: json.RawMessage(`{}`), Untracked: vm.untracked}
 	for _, r := range vm.mem.Regions() {
 		o.RAM = append(o.RAM, r.Range)
 	}

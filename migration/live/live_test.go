@@ -144,6 +144,27 @@ func TestMove(t *testing.T) {
 	}
 }
 
+// TestUntracked: a guest whose writes nobody tracks stands still before its first
+// page is sent.
+func TestUntracked(t *testing.T) {
+	w := newWorld(t, 3000, 1000)
+	vm := newFakeVM(w, 32<<20)
+	vm.fill(1)
+	vm.guest = writer(2, 20*time.Microsecond)
+	vm.untracked = true
+	vm.collect = func(*memory.PageSet) { t.Error("it was asked for what nobody knows") }
+	h := &fakeHost{w: w}
+	sameAtSwitch(vm, h)
+	vm.startFirst()
+	e := move(t.Context(), vm, h, loopback(t), Options{Connections: 2, Verify: true}, ReceiveOptions{})
+	if e.sendErr != nil || e.recvErr != nil || !h.running {
+		t.Fatalf("source: %v, destination: %v", e.sendErr, e.recvErr)
+	}
+	if p := e.report.Pages; e.report.Mode != "stop" || e.report.Rounds != 2 || p.Named == 0 || p.Asked == 0 {
+		t.Errorf("report %+v", e.report)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	w := newWorld(t, 10)
 	vm := newFakeVM(w, 1<<20)

@@ -87,7 +87,7 @@ type Report struct {
 	// out ([InDoubtError]).
 	Outcome Outcome `json:"outcome"`
 	Where   string  `json:"where,omitempty"`
-	Mode    string  `json:"mode"` // precopy, stop (by time-out) or postcopy
+	Mode    string  `json:"mode"` // precopy, stop (by time-out, or since nothing is tracked) or postcopy
 	RAM     uint64  `json:"ram"`  // bytes of guest memory
 	Sent    Traffic `json:"sent"`
 	Pages   Pages   `json:"pages"`
@@ -99,11 +99,20 @@ type Report struct {
 	// predicted.
 	Downtime time.Duration `json:"downtime_ns"`
 	Expected time.Duration `json:"expected_downtime_ns"`
+	// Pull is how long pages followed in post-copy, after the downtime.
+	Pull time.Duration `json:"pull_ns,omitempty"`
 	// Throttle is the most that the guest was slowed down by, in percent.
 	Throttle int `json:"throttle"`
 	// Connections is the number of data connections.
 	Connections int `json:"connections"`
 }
+
+// The modes of a report.
+const (
+	modePrecopy  = "precopy"
+	modeStop     = "stop"
+	modePostcopy = "postcopy"
+)
 
 // Result is what a destination knows of a migration at its end.
 type Result struct {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -49,7 +50,8 @@ type sender struct {
 	// dirty are pages that were written since they were sent.
 	dirty *memory.PageSet
 
-	traffic traffic
+	traffic  traffic
+	requests chan []memory.Range // of post-copy
 	round   int
 	// What was done to the VM, and is undone when it stays.
 	tracking, paused, released bool
@@ -138,7 +140,7 @@ func newSender(ctx context.Context, vm SourceVM, dial Dialer, o Options) (*sende
 	if err != nil {
 		return nil, err
 	}
-	s := &sender{o: o, vm: vm, dial: dial, limiter: &limiter{rate: o.Bandwidth}}
+	s := &sender{o: o, vm: vm, dial: dial, limiter: &limiter{rate: o.Bandwidth}, requests: make(chan []memory.Range, 64)}
 	s.events.init(o.Events)
 	// What ends a session is its own: the caller's context cancels it only up to
 	// the commit point.
@@ -154,7 +156,7 @@ func newSender(ctx context.Context, vm SourceVM, dial Dialer, o Options) (*sende
 		s.digests.kind = wire.DigestBLAKE3
 	}
 	s.report = Report{
-		Token: s.token, Outcome: OutcomeNever, Where: o.Where, Mode: "precopy", Connections: o.Connections,
+		Token: s.token, Outcome: OutcomeNever, Where: o.Where, Mode: modePrecopy, Connections: o.Connections,
 	}
 	return s, nil
 }
@@ -182,7 +184,9 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if err := s.nameAll(); err != nil {
 		return err
 	}
-	if err := s.precopy(); err != nil {
+	if s.offer.Untracked {
+		s.report.Mode = "stop"
+	} else if err := s.precopy(); err != nil {
 		return err
 	}
 	if err := s.standStill(); err != nil {
@@ -192,7 +196,13 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if !uncancel() {
 		return context.Cause(ctx)
 	}
-	return s.commit()
+	if err := s.commit(); err != nil {
+		return err
+	}
+	if s.report.Mode == modePostcopy {
+		return s.pull(s.run.Err() == nil)
+	}
+	return nil
 }
 
 // connect opens the control connection, offers the VM, and opens the others when
@@ -206,6 +216,7 @@ func (s *sender) connect() error {
 	s.add(s.control)
 	s.start(s.decode)
 	hello := wire.Hello{
+		Capabilities: s.o.capabilities(),
 		Seed: s.seed, Digests: s.digests.kind, Connections: uint16(s.o.Connections),
 		StallMillis: uint32(s.o.Stall.Milliseconds()), Ditto: s.offer.Ditto,
 	}
@@ -225,6 +236,9 @@ func (s *sender) connect() error {
 	accept, err := expect[*wire.Accept](s.session)
 	if err != nil {
 		return err
+	}
+	if lacks := s.o.capabilities() &^ accept.Capabilities; lacks&wire.CanPostcopy != 0 {
+		return errors.New("the destination cannot do post-copy; leave it away, or look there what ditto doctor says of userfaultfd")
 	}
 	s.setTick(min(s.o.Stall, time.Duration(accept.StallMillis)*time.Millisecond))
 	s.held = make([]bool, len(s.offer.Layers))
@@ -251,6 +265,14 @@ func (s *sender) connectData() error {
 	return nil
 }
 
+// capabilities are what the destination must be able to do.
+func (o Options) capabilities() (c wire.Capabilities) {
+	if o.Postcopy || o.OnTimeout == TimeoutPostcopy {
+		c |= wire.CanPostcopy
+	}
+	return c
+}
+
 // decode returns what a frame of the destination says. It runs on the control
 // reader.
 func (s *sender) decode(f wire.Frame) (wire.Message, error) {
@@ -268,8 +290,12 @@ func (s *sender) decode(f wire.Frame) (wire.Message, error) {
 		m = new(wire.Ready)
 	case wire.TypeRunning:
 		m = new(wire.Running)
+	case wire.TypePulled:
+		m = new(wire.Pulled)
 	case wire.TypeWant:
 		return nil, s.want(f)
+	case wire.TypeRequest:
+		return nil, s.request(f)
 	default:
 		return nil, fmt.Errorf("the destination sent %q, which is for sources", f.Type)
 	}

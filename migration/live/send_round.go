@@ -52,7 +52,7 @@ func (s *sender) firstRound() error {
 	for r := range populated.Runs() {
 		holes.Remove(r.Start, r.Size)
 	}
-	if err := s.beginRound(s.mem.Size()>>memory.PageShift, false); err != nil {
+	if err := s.beginRound(s.mem.Size()>>memory.PageShift, s.stopped.Load()); err != nil {
 		return err
 	}
 	if err := s.sendHoles(holes); err != nil {

@@ -27,6 +27,9 @@ type Offer struct {
 	CPU state.Section `json:"cpu"`
 	// Layers are what names of pages refer to, by their index.
 	Layers []Layer `json:"layers"`
+	// Untracked says that nobody knows which pages the guest writes: it stands
+	// still before the first one is sent.
+	Untracked bool `json:"untracked,omitempty"`
 }
 
 // Layer is a disk layer or boot file that pages are named by.
