@@ -54,6 +54,7 @@ type Arrival struct {
 	opts   Options
 	layers *layerReaders
 	made   bool // the VM is
+	paused bool // it was, and stays so
 }
 
 // PrepareArrival looks whether the VM of an offer can run here as cfg says, and
@@ -64,7 +65,7 @@ func PrepareArrival(ctx context.Context, o live.Offer, cfg config.Config, opts O
 	if err != nil {
 		return nil, err
 	}
-	a := &Arrival{m: prepare(cfg, opts), opts: opts}
+	a := &Arrival{m: prepare(cfg, opts), opts: opts, paused: o.Paused}
 	a.m.saved = &savedState{
 		cpu: cpus, fill: func(*VM) error { return nil }, disksLater: true,
 		opts: RestoreOptions{Options: opts, AdvanceClock: true}, began: time.Now(),
@@ -155,6 +156,9 @@ func (m *VM) begin() {
 func (a *Arrival) Run(ctx context.Context) error {
 	if !a.made {
 		return errors.New("the VM that arrives is not constructed")
+	}
+	if a.paused {
+		return nil // its user resumes it
 	}
 	return a.m.Resume(ctx)
 }

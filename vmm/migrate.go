@@ -30,6 +30,7 @@ import (
 type departure struct {
 	copying
 	offered live.Offer // what the other side was told
+	calls   int        // of Pause, then
 	alive   context.Context
 	done    func() // undoes Begin; nil when nothing has begun
 }
@@ -67,7 +68,7 @@ func (d *departure) Offer(ctx context.Context) (live.Offer, error) {
 	if err != nil {
 		return live.Offer{}, err
 	}
-	d.offered = o
+	d.offered, d.calls = o, m.pauseCalls
 	cpus := &cpuSection{cpuid: m.cpuid}
 	first := m.vcpus[0]
 	if err := first.do(ctx, func() (err error) { cpus.tscKHz, err = first.kvm.TSCKHz(); return err }); err != nil {
@@ -84,7 +85,8 @@ func (d *departure) Offer(ctx context.Context) (live.Offer, error) {
 // offer describes the VM but for its CPUs. Preconditions: mu is held.
 func (m *VM) offer() (live.Offer, error) {
 	o := live.Offer{
-		Name: m.cfg.Name, Ditto: m.version, RAM: m.ramRanges(), Untracked: m.tracker.Kind() == memory.TrackerNone,
+		Name: m.cfg.Name, Ditto: m.version, RAM: m.ramRanges(),
+		Untracked: m.tracker.Kind() == memory.TrackerNone, Paused: m.state == api.Paused,
 	}
 	text, err := m.describe()
 	if err != nil {

@@ -15,6 +15,9 @@ func (d *departure) Pause(ctx context.Context) error {
 		return err
 	}
 	return d.standFor(ctx, func() error {
+		if d.offered.Paused == d.paused.ours || d.m.pauseCalls != d.calls {
+			return fmt.Errorf("somebody has paused or resumed the VM since it was offered: try again: %w", api.ErrWrongState)
+		}
 		d.m.standing = &standing{decided: make(chan struct{})}
 		return nil
 	}, d.ended)

@@ -30,6 +30,8 @@ type Offer struct {
 	// Untracked says that nobody knows which pages the guest writes: it stands
 	// still before the first one is sent.
 	Untracked bool `json:"untracked,omitempty"`
+	// Paused says that somebody has paused the VM: it arrives so.
+	Paused bool `json:"paused,omitempty"`
 }
 
 // Layer is a disk layer or boot file that pages are named by.
