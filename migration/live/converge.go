@@ -111,6 +111,9 @@ func (s *sender) precopy() error {
 		c.ended(sample{pages: pages, bytes: s.flow.out.Load() - bytes, took: took, left: s.dirty.Count()})
 		s.told(c, took)
 		switch {
+		case s.o.Postcopy && c.expected() > s.o.Downtime:
+			s.report.Mode = modePostcopy
+			return nil
 		case c.expected() <= s.o.Downtime:
 			return nil
 		case s.o.Timeout > 0 && time.Since(began) > s.o.Timeout:
@@ -160,7 +163,10 @@ func (s *sender) told(c convergence, took time.Duration) {
 func (s *sender) tooLong(c convergence) error {
 	switch s.o.OnTimeout {
 	case TimeoutStop:
-		s.report.Mode = "stop"
+		s.report.Mode = modeStop
+		return nil
+	case TimeoutPostcopy:
+		s.report.Mode = modePostcopy
 		return nil
 	default:
 		return &TimeoutError{After: s.o.Timeout, Left: c.left << memory.PageShift, Expected: c.expected()}

@@ -318,6 +318,10 @@ type fakeHost struct {
 	abandoned int
 	reads     atomic.Int64
 	slow      bool // its disks are
+	later     *memory.PageSet
+	source    memory.PageSource
+	placing   sync.Mutex
+	fetched   chan error // what became of the pages that came later
 	// same is called when the guest is about to run.
 	same func()
 }
@@ -376,7 +380,7 @@ func (h *fakeHost) Layer(n int) io.ReaderAt {
 	return layerReader{layers[n], h}
 }
 
-func (h *fakeHost) Construct(_ context.Context, sections []state.Section, _ *memory.PageSet, _ memory.PageSource) error {
+func (h *fakeHost) Construct(_ context.Context, sections []state.Section, later *memory.PageSet, source memory.PageSource) error {
 	if h.construct != nil {
 		return h.construct
 	}
@@ -385,7 +389,7 @@ func (h *fakeHost) Construct(_ context.Context, sections []state.Section, _ *mem
 	if h.dead {
 		return errDead
 	}
-	h.sections = sections
+	h.sections, h.later, h.source = sections, later, source
 	return h.w.lock("destination")
 }
 
@@ -423,11 +427,68 @@ func (h *fakeHost) Run(context.Context) error {
 	case h.run != nil:
 		return h.run
 	}
-	if h.same != nil {
+	if h.same != nil && h.source == nil {
 		h.same()
 	}
 	h.w.run("destination")
 	h.running = true
+	if h.source != nil {
+		h.fetched = make(chan error, 1)
+		go func() { h.fetched <- h.fetch() }()
+	}
+	return nil
+}
+
+// fetch does what the guest and memory.Missing do: some pages are touched here and
+// there, and in the background all are fetched in their order.
+func (h *fakeHost) fetch() error {
+	place := func(r memory.Range) error {
+		b := make([]byte, r.Size)
+		if err := h.source.ReadPages(r.Start.GFN(), b); err != nil {
+			return err
+		}
+		h.placing.Lock()
+		defer h.placing.Unlock()
+		for i := uint64(0); i < r.Size; i += memory.PageSize {
+			if gpa := r.Start + memory.GPA(i); h.later.Has(gpa) {
+				h.later.Remove(gpa, memory.PageSize)
+				if err := h.mem.WriteAt(b[i:i+memory.PageSize], gpa); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	var rows []memory.Range
+	for r := range h.later.Runs() {
+		for ; r.Size > 0; r.Start, r.Size = r.Start+memory.PageSize, r.Size-memory.PageSize {
+			if row := h.source.Row(r.Start.GFN()); len(rows) == 0 || rows[len(rows)-1] != row {
+				rows = append(rows, row)
+			}
+		}
+	}
+	errs := make(chan error, 3)
+	for vcpu := range 2 {
+		go func() {
+			random, err := rand.New(rand.NewPCG(uint64(vcpu), 5)), error(nil)
+			for i := 0; i < 8 && err == nil && len(rows) > 0; i++ {
+				row := rows[random.IntN(len(rows))]
+				err = place(memory.Range{Start: row.Start + memory.GPA(random.Uint64N(row.Size)&^(memory.PageSize-1)), Size: memory.PageSize})
+			}
+			errs <- err
+		}()
+	}
+	go func() {
+		var err error
+		for i := 0; i < len(rows) && err == nil; i++ {
+			err = place(rows[i])
+		}
+		errs <- err
+	}()
+	if err := errors.Join(<-errs, <-errs, <-errs); err != nil {
+		return err
+	}
+	h.source.(Arrivals).Arrived()
 	return nil
 }
 

@@ -206,12 +206,15 @@ type faultRun struct {
 
 // runFault migrates a small VM, of whose pages one of each kind travels.
 func runFault(t *testing.T, v victim, at point, o Options) *faultRun {
+	return runFaultOf(t, v, at, o, func(*fakeVM, *ReceiveOptions) {})
+}
+
+func runFaultOf(t *testing.T, v victim, at point, o Options, change func(*fakeVM, *ReceiveOptions)) *faultRun {
 	w := newWorld(t, 64)
 	vm := newFakeVM(w, 2<<20)
 	vm.fill(3)
 	h := &fakeHost{w: w}
 	sameAtSwitch(vm, h)
-	vm.startFirst()
 	f := newFaulty(t, v, at)
 	r := &faultRun{net: f, w: w, vm: vm, h: h, decided: OutcomeNever}
 	var mu sync.Mutex
@@ -220,6 +223,19 @@ func runFault(t *testing.T, v victim, at point, o Options) *faultRun {
 		defer mu.Unlock()
 		return r.decided
 	}
+	ro := ReceiveOptions{
+		Stall: o.Stall, HelloLimit: time.Second, Committed: func(Token) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if h.isDead() {
+				return errDead
+			}
+			r.decided = OutcomeCommitted
+			return nil
+		},
+	}
+	change(vm, &ro)
+	vm.startFirst()
 	receiving, end := context.WithCancel(context.Background())
 	defer end()
 	sending, endSource := context.WithCancel(context.Background())
@@ -233,17 +249,7 @@ func runFault(t *testing.T, v victim, at point, o Options) *faultRun {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer close(f.gone)
-		r.result, r.recvErr = Receive(receiving, h, f.accept, ReceiveOptions{
-			Stall: o.Stall, HelloLimit: time.Second, Committed: func(Token) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if h.isDead() {
-					return errors.New("dead")
-				}
-				r.decided = OutcomeCommitted
-				return nil
-			},
-		})
+		r.result, r.recvErr = Receive(receiving, h, f.accept, ro)
 	})
 	r.report, r.sendErr = Send(sending, vm, f.dial, o)
 	stop := time.AfterFunc(2*time.Second, end) // it may have heard of nothing

@@ -73,6 +73,9 @@ func proverCount() int { return max(4, min(2*runtime.NumCPU(), 16)) }
 
 // take takes a frame of pages.
 func (in *incoming) take(from *wire.Reader, f wire.Frame) error {
+	if p := in.r.pulling.Load(); p != nil {
+		return p.take(in, from, f)
+	}
 	if in.sealed.Load() {
 		return fmt.Errorf("the source sent %q after the last page", f.Type)
 	}
@@ -177,39 +180,49 @@ var errDamaged = errors.New("pages were damaged on their way: their checksum is 
 
 // zstd unpacks pages.
 func (in *incoming) zstd(from *wire.Reader, f wire.Frame) error {
+	return in.unpackBytes(from, f, func(head wire.Bytes, rest []byte) error {
+		for i := range head.Runs.Len() {
+			r, err := rangeOf(in.mem, head.Runs.At(i))
+			if err != nil {
+				return err
+			}
+			b, err := in.mem.Writable(r.Start, r.Size)
+			if err != nil {
+				return err
+			}
+			rest = rest[copy(b, rest):]
+			in.arrived(r, kindZstd)
+		}
+		return nil
+	})
+}
+
+// unpackBytes reads the payload of a frame of bytes, compressed or not, and lends
+// the pages.
+func (in *incoming) unpackBytes(from *wire.Reader, f wire.Frame, use func(head wire.Bytes, pages []byte) error) error {
 	head, err := wire.ParseBytes(f)
 	if err != nil {
 		return err
 	}
 	u := in.unpack.Get().(*unpacker)
 	defer in.unpack.Put(u)
-	packed := u.packed[:f.Payload]
-	if err := from.ReadPayload(packed); err != nil {
+	pages := u.packed[:f.Payload]
+	if err := from.ReadPayload(pages); err != nil {
 		return lost(err)
 	}
-	if f.Flags&wire.FlagSum != 0 && xxh3.Hash(packed) != head.Sum {
+	if f.Flags&wire.FlagSum != 0 && xxh3.Hash(pages) != head.Sum {
 		return errDamaged
 	}
-	if u.raw, err = u.zstd.DecodeAll(packed, u.raw[:0]); err != nil {
-		return fmt.Errorf("compressed pages: %w", err)
-	}
-	if len(u.raw) != head.Pages<<memory.PageShift {
-		return fmt.Errorf("%d compressed pages have %d bytes", head.Pages, len(u.raw))
-	}
-	rest := u.raw
-	for i := range head.Runs.Len() {
-		r, err := rangeOf(in.mem, head.Runs.At(i))
-		if err != nil {
-			return err
+	if f.Type == wire.TypeZstd {
+		if u.raw, err = u.zstd.DecodeAll(pages, u.raw[:0]); err != nil {
+			return fmt.Errorf("compressed pages: %w", err)
 		}
-		b, err := in.mem.Writable(r.Start, r.Size)
-		if err != nil {
-			return err
-		}
-		rest = rest[copy(b, rest):]
-		in.arrived(r, kindZstd)
+		pages = u.raw
 	}
-	return nil
+	if len(pages) != head.Pages<<memory.PageShift {
+		return fmt.Errorf("%d compressed pages have %d bytes", head.Pages, len(pages))
+	}
+	return use(head, pages)
 }
 
 // duplicates keeps records until the round ends.
@@ -278,9 +291,14 @@ func (in *incoming) want(r memory.Range) {
 	in.counts[kindAsked].Add(r.Size >> memory.PageShift)
 }
 
-// complete seals memory and says whether every page is there.
-func (in *incoming) complete() error {
+// complete seals memory and says whether every page is there, but those that come
+// later.
+func (in *incoming) complete(later *memory.PageSet) error {
 	in.sealed.Store(true)
+	for r := range later.Runs() {
+		in.got.Add(r.Start, r.Size)
+		in.wanted.Remove(r.Start, r.Size)
+	}
 	if n := in.wanted.Count(); n > 0 {
 		return fmt.Errorf("the source did not send %d pages that were asked for", n)
 	}

@@ -85,7 +85,8 @@ type Options struct {
 	// NoThrottle never slows the guest down, even if it writes faster than pages
 	// can be sent.
 	NoThrottle bool
-	// Postcopy lets the guest run at the destination after one round.
+	// Postcopy lets the guest run at the destination after one round, if what is
+	// left then would take longer than Downtime; it is fetched from there.
 	Postcopy bool
 	// Verify compares digests of all memory while both sides stand still: for
 	// tests, since it takes time from the guest.
@@ -111,6 +112,9 @@ type ReceiveOptions struct {
 	Ditto string
 	// Stall is as of [Options].
 	Stall time.Duration
+	// Postcopy says that pages may be missing when the guest begins to run:
+	// [memory.Space.OpenMissing] works here.
+	Postcopy bool
 	// HelloLimit is how long a new connection may take to say what it is, TLS
 	// handshake included; 5 s by default.
 	HelloLimit time.Duration

@@ -124,7 +124,30 @@ func (d *door) greet(ctx context.Context, conn net.Conn) error {
 		_, err := conn.Write(wire.Append(nil, &wire.Answer{Outcome: d.outcome(p.Token)}))
 		return errors.Join(err, conn.Close())
 	default:
-		return errors.Join(fmt.Errorf("role %d is not served here", p.Role), welcome(conn, wire.StatusUnknown, 0))
+		return d.comeAgain(conn, p, version)
+	}
+}
+
+// comeAgain hands a connection to the post-copy that it goes on with.
+func (d *door) comeAgain(conn net.Conn, p wire.Preamble, version uint16) error {
+	d.mu.Lock()
+	r := d.busy
+	d.mu.Unlock()
+	if r == nil || r.id != p.Token || r.pulling.Load() == nil || r.outcome() != OutcomeCommitted {
+		return errors.Join(errors.New("a source came again from which nothing is missing"), welcome(conn, wire.StatusUnknown, 0))
+	}
+	if err := welcome(conn, wire.StatusOK, version); err != nil {
+		return err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	r.current.Load().end(errors.New("the source connected again"))
+	select {
+	case r.again <- conn:
+		return nil
+	default:
+		return errors.New("a source came twice")
 	}
 }
 
@@ -189,7 +212,7 @@ func (d *door) moreData(conn net.Conn, p wire.Preamble, version uint16) error {
 	d.mu.Lock()
 	r := d.busy
 	d.mu.Unlock()
-	if r == nil || r.token != p.Token || !r.reserve(p.Index) {
+	if r == nil || r.id != p.Token || !r.reserve(p.Index) {
 		return errors.Join(errors.New("a data connection that nobody expects"), welcome(conn, wire.StatusUnknown, 0))
 	}
 	if err := welcome(conn, wire.StatusOK, version); err != nil {
@@ -207,7 +230,7 @@ func (d *door) outcome(token Token) Outcome {
 	r := d.busy
 	d.mu.Unlock()
 	switch {
-	case r != nil && r.token == token:
+	case r != nil && r.id == token:
 		return r.outcome()
 	case d.o.Outcome != nil:
 		return d.o.Outcome(token)

@@ -44,6 +44,15 @@ type receiver struct {
 	readers  sync.WaitGroup
 	barriers chan uint32 // from data connections
 
+	// Of post-copy.
+	missing  *memory.PageSet // what comes later
+	puller   *puller
+	pulling  atomic.Pointer[puller] // from the preparation on
+	again    chan net.Conn          // the source, when it connects again
+	current  atomic.Pointer[session]
+	patience time.Duration // of the source
+	id       Token
+
 	round     uint32 // the last that ended
 	stoppedAt time.Time
 	pages     *incoming
@@ -52,8 +61,9 @@ type receiver struct {
 
 func newReceiver(ctx context.Context, conn net.Conn, token Token, o ReceiveOptions) *receiver {
 	r := &receiver{session: newSession(ctx, o.Stall), o: o, began: time.Now()}
-	r.token = token
-	r.result.Token = token
+	r.token, r.id, r.result.Token = token, token, token
+	r.again = make(chan net.Conn, 1)
+	r.current.Store(r.session)
 	r.control = newLink(conn, &r.flow)
 	r.add(r.control)
 	r.events.init(o.Events)
@@ -77,6 +87,9 @@ func (r *receiver) receive(ctx context.Context, vm DestinationVM) (began bool, e
 	err = r.arrive(vm)
 	if err == nil {
 		err = r.commit()
+	}
+	if err == nil && r.puller != nil {
+		err = r.pull(ctx)
 	}
 	r.count()
 	r.leave(err)
@@ -107,7 +120,8 @@ func (r *receiver) hello() error {
 	r.digests = digester{kind: hello.Digests, seed: hello.Seed}
 	r.conns.reserved = make([]bool, hello.Connections)
 	r.barriers = make(chan uint32, len(r.conns.reserved))
-	r.setTick(min(r.o.Stall, time.Duration(hello.StallMillis)*time.Millisecond))
+	r.patience = time.Duration(hello.StallMillis) * time.Millisecond
+	r.setTick(min(r.o.Stall, r.patience))
 	if f, err = r.control.in.Next(); err != nil {
 		return lost(err)
 	}
@@ -141,8 +155,11 @@ func (r *receiver) arrive(vm DestinationVM) error {
 	if err := sameRanges(r.mem, r.offer.RAM); err != nil {
 		return &refusal{err}
 	}
-	r.pages = newIncoming(r)
+	r.pages, r.missing = newIncoming(r), r.mem.NewPageSet()
 	accept := wire.Accept{StallMillis: uint32(r.o.Stall.Milliseconds()), Ditto: r.o.Ditto}
+	if r.o.Postcopy {
+		accept.Capabilities |= wire.CanPostcopy
+	}
 	for i := range r.offer.Layers {
 		if r.pages.layers[i] = arrival.Layer(i); r.pages.layers[i] != nil {
 			accept.Hold(i)
@@ -243,8 +260,10 @@ func (r *receiver) decode(f wire.Frame) (wire.Message, error) {
 		m = new(wire.Prepare)
 	case wire.TypeCommit:
 		m = new(wire.Commit)
+	case wire.TypeMissing:
+		return nil, r.addMissing(f)
 	default:
-		if !r.ready() {
+		if r.pulling.Load() == nil && !r.ready() {
 			return nil, fmt.Errorf("the source sent %q before its offer was accepted", f.Type)
 		}
 		return nil, r.pages.take(r.control.in, f)
@@ -391,16 +410,55 @@ func (r *receiver) construct(m *wire.Prepare) error {
 	if int(m.Sections) != len(r.sections) {
 		return fmt.Errorf("of %d sections of state %d came", m.Sections, len(r.sections))
 	}
-	if m.Postcopy {
+	if m.Postcopy && !r.o.Postcopy {
 		return errors.New("post-copy was not agreed on")
 	}
-	if err := r.pages.complete(); err != nil {
+	if err := r.pages.complete(r.missing); err != nil {
 		return err
 	}
-	if err := r.arrival.Construct(r.run, r.sections, nil, nil); err != nil {
+	var err error
+	if m.Postcopy {
+		err = r.constructPart()
+	} else {
+		err = r.arrival.Construct(r.run, r.sections, nil, nil)
+	}
+	if err != nil {
 		return r.cause(err)
 	}
 	return r.say(&wire.Ready{})
+}
+
+// constructPart makes a VM some of whose pages come later. What was received of
+// these is old, and dropped.
+func (r *receiver) constructPart() error {
+	for run := range r.missing.Runs() {
+		if err := r.mem.Discard(run.Start, run.Size); err != nil {
+			return err
+		}
+	}
+	r.puller = newPuller(r.mem, r.missing)
+	r.puller.attach(r.control)
+	r.pulling.Store(r.puller)
+	return r.arrival.Construct(r.run, r.sections, r.missing, r.puller)
+}
+
+// addMissing notes pages that come later.
+func (r *receiver) addMissing(f wire.Frame) error {
+	runs, _, err := wire.ParseRuns(f)
+	if err != nil {
+		return err
+	}
+	if !r.ready() || !r.o.Postcopy {
+		return errors.New("the source holds pages back, and that was not agreed on")
+	}
+	for i := range runs.Len() {
+		m, err := rangeOf(r.mem, runs.At(i))
+		if err != nil {
+			return err
+		}
+		r.missing.Add(m.Start, m.Size)
+	}
+	return nil
 }
 
 // commit waits for the commit, records it, and lets the guest run.
@@ -431,6 +489,15 @@ func (r *receiver) commit() error {
 func (r *receiver) leave(err error) {
 	if err != nil && !r.result.Committed {
 		r.decided.Store(int32(OutcomeNever))
+	}
+	if r.puller != nil && err != nil {
+		r.puller.close(err)
+	}
+	r.pulling.Store(nil)
+	select {
+	case conn := <-r.again:
+		_ = conn.Close()
+	default:
 	}
 	r.finish(err)
 	r.closeConns()

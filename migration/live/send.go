@@ -52,7 +52,7 @@ type sender struct {
 
 	traffic  traffic
 	requests chan []memory.Range // of post-copy
-	round   int
+	round    int
 	// What was done to the VM, and is undone when it stays.
 	tracking, paused, released bool
 	pausedAt                   time.Time
@@ -217,7 +217,7 @@ func (s *sender) connect() error {
 	s.start(s.decode)
 	hello := wire.Hello{
 		Capabilities: s.o.capabilities(),
-		Seed: s.seed, Digests: s.digests.kind, Connections: uint16(s.o.Connections),
+		Seed:         s.seed, Digests: s.digests.kind, Connections: uint16(s.o.Connections),
 		StallMillis: uint32(s.o.Stall.Milliseconds()), Ditto: s.offer.Ditto,
 	}
 	if err := s.say(&hello); err != nil {

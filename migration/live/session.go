@@ -141,8 +141,6 @@ func (s *session) readControl(decode func(wire.Frame) (wire.Message, error)) err
 // next returns the next message. What came before the session ended is returned
 // first.
 func (s *session) next() (wire.Message, error) {
-	s.waiting.Add(1)
-	defer s.waiting.Add(-1)
 	select {
 	case m := <-s.inbox:
 		return m, nil
@@ -158,6 +156,14 @@ func (s *session) next() (wire.Message, error) {
 
 // expect returns the next message, which is to be of M's type.
 func expect[M wire.Message](s *session) (M, error) {
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	return expectLong[M](s)
+}
+
+// expectLong is expect for what may take as long as it likes, while the peer
+// gives signs of life.
+func expectLong[M wire.Message](s *session) (M, error) {
 	var none M
 	m, err := s.next()
 	if err != nil {

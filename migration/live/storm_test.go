@@ -36,7 +36,7 @@ func TestStorm(t *testing.T) {
 			vm.startFirst()
 			o := Options{
 				Connections: random.IntN(4), Trusted: random.IntN(2) == 0, NoNames: random.IntN(6) == 0,
-				Downtime: 1, Timeout: 40 * time.Millisecond, OnTimeout: TimeoutStop, NoThrottle: random.IntN(2) == 0,
+				Downtime: 1, Timeout: 120 * time.Millisecond, OnTimeout: TimeoutStop, NoThrottle: random.IntN(2) == 0,
 				Verify: random.IntN(4) == 0,
 			}
 			if random.IntN(2) == 0 {
@@ -45,11 +45,18 @@ func TestStorm(t *testing.T) {
 			if random.IntN(3) == 0 {
 				o.Proof = ProofBLAKE3
 			}
+			postcopy := random.IntN(5) == 0
+			if postcopy {
+				o.OnTimeout = TimeoutPostcopy
+			}
 			n := loopback(t)
 			if random.IntN(2) == 0 {
 				n = jittery(n, seed)
 			}
-			e := move(t.Context(), vm, h, n, o, ReceiveOptions{})
+			e := move(t.Context(), vm, h, n, o, ReceiveOptions{Postcopy: true})
+			if postcopy && e.sendErr == nil {
+				pulled(t, vm, h)
+			}
 			if e.sendErr != nil || e.recvErr != nil || !h.runs() {
 				t.Errorf("source: %v, destination: %v", e.sendErr, e.recvErr)
 			}

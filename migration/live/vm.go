@@ -81,7 +81,8 @@ type SourceVM interface {
 	State(ctx context.Context) ([]state.Section, error)
 	// ReleaseDisks flushes the disks and gives up their locks; ReclaimDisks takes
 	// them back, for a migration that failed before the commit point. It fails if
-	// somebody else has them, or has written them.
+	// somebody else has them, or has written them, and is tried again for a while.
+	// It is called after a ReleaseDisks that failed, too.
 	ReleaseDisks(ctx context.Context) error
 	ReclaimDisks(ctx context.Context) error
 	// End undoes Begin: the VM stays as it is, running or paused.
@@ -106,7 +107,9 @@ type Arrival interface {
 	// layer is not here. Bytes may be stale: each page is proven by its digest.
 	Layer(n int) io.ReaderAt
 	// Construct makes the VM, paused: it takes the disks' locks and opens them
-	// cold. Pages in missing come later, from source (post-copy); nil for none.
+	// cold. Pages in missing, which are holes, come later, from source, which is
+	// an [Arrivals] too (post-copy); nil for none. Both belong to the VM then. The
+	// source waits while the network is lost, and fails when Receive is canceled.
 	Construct(ctx context.Context, sections []state.Section, missing *memory.PageSet, source memory.PageSource) error
 	// Run lets the guest go on. It is called after the commit point.
 	Run(ctx context.Context) error
