@@ -27,10 +27,7 @@ type receiveFlags struct {
 
 // arrivalFlags say what is different here with a machine that arrives. The
 // receiver hands them to the process that becomes the machine, as text.
-type arrivalFlags struct {
-	runFlags
-	disks []string
-}
+type arrivalFlags struct{ runFlags }
 
 // arrivalFlagNames are those of arrivalFlags.
 var arrivalFlagNames = []string{"name", "disk", "kernel", "initrd", "net", "forward", "sandbox"}
@@ -107,7 +104,8 @@ with --once, until one machine has arrived; those that have arrived stay.
 
 ADDR is [HOST]:PORT; without a HOST all of this host's addresses. Both sides need
 certificates of one authority (--tls-cert, --tls-key, --tls-ca; see 'ditto pki'),
-unless ADDR is on the loopback. With --stdio one machine comes over standard input
+unless ADDR is on the loopback, where machines of the same user, and of root, come.
+Who may send a machine decides which files of this host are its disks. With --stdio one machine comes over standard input
 and output: 'ditto migrate NAME ssh://HOST' starts it so.
 
 The machine's disks must be here, by the same paths or as --disk says: the same
@@ -156,7 +154,7 @@ func (e *Env) receive(cmd *cobra.Command, f *receiveFlags) error {
 	if err != nil {
 		return err
 	}
-	job := receiveJob{Words: f.words(cmd.Flags()), TLS: credentials, LogLevel: level, Once: f.once, JSON: f.asJSON}
+	job := receiveJob{Words: f.words(cmd.Flags()), TLS: credentials, Insecure: f.tls.insecure, LogLevel: level, Once: f.once, JSON: f.asJSON}
 	if f.stdio {
 		return e.receiveStdio(cmd.Context(), job)
 	}

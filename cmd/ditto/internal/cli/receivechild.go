@@ -32,6 +32,9 @@ type receiveJob struct {
 	Words    []string         `json:"words,omitempty"`
 	TLS      *pki.Credentials `json:"tls,omitempty"`
 	LogLevel slog.Level       `json:"log_level"`
+	// Insecure: without TLS, everybody who can connect may send machines, and not
+	// only the same user of the same host.
+	Insecure bool `json:"insecure,omitempty"`
 	// Stdio: the machine comes over two descriptors instead of a listener.
 	Stdio bool `json:"stdio,omitempty"`
 	// Once and JSON are of the process that waits.
@@ -75,6 +78,7 @@ func (e *Env) receiveMain(job receiveJob, jobs, answer *os.File) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	orphaned, canceled := watch(jobs)
 	tell.event(vmproc.ReceiveEvent{Event: receiveReady})
 	code, _ := vmproc.Receive(context.Background(), vmproc.ReceiveOptions{
 		Options: vmproc.Options{
@@ -83,21 +87,25 @@ func (e *Env) receiveMain(job receiveJob, jobs, answer *os.File) int {
 		},
 		Configure: func(o *live.Offer) (config.Config, error) { return arrivalConfig(o, job.Words) },
 		Arrive:    e.Arrive, Accept: accept, Release: release, Outcomes: outcomes,
-		Tell: tell.event, Orphaned: orphaned(jobs), FirstLog: log,
+		Tell: tell.event, Orphaned: orphaned, Cancel: canceled, FirstLog: log,
 	})
 	return code
 }
 
-// orphaned returns a channel that is closed when the process at the other end of
-// the pipe has ended, or does not care any more.
-func orphaned(pipe *os.File) <-chan struct{} {
-	gone := make(chan struct{})
+// watch returns a channel that is closed when the process at the other end of the
+// pipe has ended, or does not care any more, and one that is closed when it wants
+// the migration to end.
+func watch(pipe *os.File) (gone, canceled <-chan struct{}) {
+	end, wish := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(gone)
-		_, _ = io.Copy(io.Discard, pipe)
+		defer close(end)
+		if n, _ := pipe.Read(make([]byte, 1)); n > 0 {
+			close(wish)
+			_, _ = io.Copy(io.Discard, pipe)
+		}
 		_ = pipe.Close()
 	}()
-	return gone
+	return end, wish
 }
 
 // teller sends events from any goroutine. Who does not listen misses them.
@@ -127,15 +135,17 @@ func acceptFor(job receiveJob, log *slog.Logger) (live.Accepter, func() error, e
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, nil, fmt.Errorf("receive: %w", err)
 	}
-	accept := live.AcceptFrom(l)
-	if job.TLS == nil {
+	accept, refused := live.AcceptFrom(l), &refusals{log: log}
+	switch {
+	case job.TLS == nil && job.Insecure:
 		return accept, l.Close, nil
+	case job.TLS == nil:
+		return ownUser(accept, refused), l.Close, nil
 	}
 	config, err := job.TLS.Server()
 	if err != nil {
 		return nil, nil, err
 	}
-	refused := &refusals{log: log}
 	return func(ctx context.Context) (net.Conn, error) {
 		c, err := accept(ctx)
 		if err != nil {
@@ -143,6 +153,24 @@ func acceptFor(job receiveJob, log *slog.Logger) (live.Accepter, func() error, e
 		}
 		return &tlsConn{Conn: tls.Server(c, config), refused: refused}, nil
 	}, l.Close, nil
+}
+
+// ownUser lets in connections of this user, and of root.
+func ownUser(accept live.Accepter, refused *refusals) live.Accepter {
+	return func(ctx context.Context) (net.Conn, error) {
+		for {
+			c, err := accept(ctx)
+			if err != nil {
+				return nil, err
+			}
+			err = checkPeerUser(c)
+			if err == nil {
+				return c, nil
+			}
+			refused.tell(c.RemoteAddr(), err)
+			_ = c.Close() // it was refused
+		}
+	}
 }
 
 // tlsConn is a connection whose handshake is made when it is first read: within

@@ -28,6 +28,7 @@ func (e *Env) receiveLoop(ctx context.Context, job receiveJob, l *net.TCPListene
 	}
 	defer func() { _ = socket.Close() }() // each process has its own
 	show := newReceiveDisplay(e.Stdout, e.Stderr, job.JSON)
+	show.last = job.Once && !job.JSON
 	show.listening(l.Addr().String())
 	for {
 		began := time.Now()
@@ -58,6 +59,7 @@ var errReceiver = errors.New("the receiving process does not work")
 func (e *Env) receiveStdio(ctx context.Context, job receiveJob) error {
 	job.Stdio = true
 	show := newReceiveDisplay(e.Stderr, e.Stderr, job.JSON)
+	show.last = !job.JSON
 	return e.receiveOne(ctx, job, show, e.Stdin, os.Stdout)
 }
 
@@ -69,7 +71,8 @@ func (e *Env) receiveOne(ctx context.Context, job receiveJob, show *receiveDispl
 		return fmt.Errorf("%w: %w", errReceiver, err)
 	}
 	defer c.close()
-	stop := context.AfterFunc(ctx, func() { _ = c.process.Signal(unix.SIGTERM) })
+	// A signal would press the power button of a machine that has just arrived.
+	stop := context.AfterFunc(ctx, func() { _, _ = c.life.Write([]byte{'c'}) })
 	defer stop()
 	return c.follow(show)
 }
@@ -96,7 +99,7 @@ func (c *spawned) follow(show *receiveDisplay) error {
 			go c.wait() // when the machine ends
 			return nil
 		case vmproc.ReceiveFailed:
-			if !ev.Canceled {
+			if !ev.Canceled && !show.last {
 				show.failed(ev)
 			}
 			c.wait()

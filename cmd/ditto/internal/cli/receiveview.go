@@ -14,6 +14,8 @@ import (
 type receiveDisplay struct {
 	out, errs io.Writer
 	lines     *json.Encoder // nil for text
+	// last: the command ends with the migration, and tells its failure itself.
+	last bool
 }
 
 func newReceiveDisplay(out, errs io.Writer, asJSON bool) *receiveDisplay {

@@ -44,6 +44,9 @@ type ReceiveOptions struct {
 	// Orphaned is closed when nobody waits for machines any more: one that is
 	// on its way still arrives.
 	Orphaned <-chan struct{}
+	// Cancel is closed when who waits does not want the machine: one that runs
+	// already stays.
+	Cancel <-chan struct{}
 	// FirstLog is the log until the machine has its own.
 	FirstLog *slog.Logger
 }
@@ -141,7 +144,7 @@ func (r *receiving) options() live.ReceiveOptions {
 
 // await waits until the guest runs, or the migration has failed.
 func (r *receiving) await(cancel context.CancelCauseFunc, done <-chan received) (end *received, arrived bool) {
-	orphaned := r.o.Orphaned
+	orphaned, canceled := r.o.Orphaned, r.o.Cancel
 	for {
 		select {
 		case <-r.running:
@@ -154,6 +157,9 @@ func (r *receiving) await(cancel context.CancelCauseFunc, done <-chan received) 
 				return &e, false
 			}
 		case <-r.Signals:
+			cancel(errInterrupted)
+		case <-canceled:
+			canceled = nil
 			cancel(errInterrupted)
 		case <-orphaned:
 			orphaned = nil

@@ -262,6 +262,15 @@ func TestReceiveCanceled(t *testing.T) {
 	}
 
 	l = newLanding(t)
+	wish := make(chan struct{})
+	l.o.Cancel = wish
+	l.receive()
+	close(wish)
+	if e := <-l.ended; !errors.Is(e.err, context.Canceled) {
+		t.Errorf("%v", e.err)
+	}
+
+	l = newLanding(t)
 	l.receive()
 	close(l.orphaned)
 	if e := <-l.ended; !errors.Is(e.err, context.Canceled) {
