@@ -90,7 +90,10 @@ func (m *VM) Stop(ctx context.Context, grace time.Duration) error {
 			waiting = false
 		}
 	}
-	m.Kill()
+	if err := m.decided(ctx); err != nil {
+		return err
+	}
+	m.end(Exit{Reason: ExitKilled})
 	select {
 	case <-m.ended:
 		return nil

@@ -156,11 +156,17 @@ func (m *VM) mayRun() error {
 
 // decided waits until it is decided where a VM runs that stands still for a
 // migration: a guest that is ended in that moment would go on elsewhere.
-func (m *VM) decided() {
+func (m *VM) decided(ctx context.Context) error {
 	m.mu.Lock()
 	s := m.standing
 	m.mu.Unlock()
-	if s != nil {
-		<-s.decided
+	if s == nil {
+		return nil
+	}
+	select {
+	case <-s.decided:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"ditto.vm/internal/labtest"
 	"ditto.vm/memory"
 	"ditto.vm/migration/live"
+	"ditto.vm/migration/snapshot"
 	"ditto.vm/migration/state"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
@@ -677,5 +678,102 @@ func TestRoomFor(t *testing.T) {
 	}
 	if err := roomFor(&config.Memory{Size: 1 << 40}, t.TempDir()); err != nil {
 		t.Errorf("a host that does not say: %v", err)
+	}
+}
+
+// TestMigrateForgetful: without what was written since it was sent, memory is
+// another one, which is noticed where it is asked for, and the guest stays.
+func TestMigrateForgetful(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	f := fly(t, &forgetful{r.m.MigrationSource()}, newLanding(t), live.Options{Verify: true, Downtime: time.Hour, Connections: 1})
+	if f.err == nil || !strings.Contains(f.err.Error(), "memory differs") {
+		t.Errorf("memory without the pages that were written last: %v", f.err)
+	}
+	r.stays("forgetful")
+	r.finish()
+}
+
+// forgetful does not tell what was written.
+type forgetful struct{ live.SourceVM }
+
+func (f *forgetful) Collect(*memory.PageSet) error { return nil }
+
+// TestMigrateRestored: a VM whose memory is still in the snapshot that it came
+// from takes it along.
+func TestMigrateRestored(t *testing.T) {
+	c := writerConfig()
+	dir, was := savedWriter(t, c, snapshot.Zstd)
+	m := restoreFrom(t, dir, SnapshotOptions{Mode: RestoreLazy, Config: c})
+	l := newLanding(t)
+	same := false
+	l.after = func(step string) {
+		if step == "construct" {
+			same = digestMemory(t, l.vm) == digestMemory(t, m)
+		}
+	}
+	if digestMemory(t, m) != was {
+		t.Fatal("memory was restored wrong")
+	}
+	again := restoreFrom(t, dir, SnapshotOptions{Mode: RestoreLazy, Config: c})
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m = again
+	if err := m.Resume(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	f := fly(t, m.MigrationSource(), l, live.Options{Connections: 1, Verify: true})
+	if f.err != nil || f.arrived != nil {
+		t.Fatalf("source: %v; destination: %v", f.err, f.arrived)
+	}
+	defer l.vm.Close()
+	if !same {
+		t.Error("memory differs while both stand still")
+	}
+	finishWriter(t, l.vm)
+}
+
+// TestMigrateStopped: a VM that is stopped in the moment in which it stands still
+// is ended where it runs then.
+func TestMigrateStopped(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		m := newVM(t, payloadConfig("memwriter:size=4M"), newConsole())
+		ctx := deadline(t)
+		if err := m.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		runUntil(t, m, 100)
+		killed := make(chan struct{})
+		l := newLanding(t)
+		l.before = func(step string) error {
+			if step != "construct" {
+				return nil
+			}
+			go func() {
+				defer close(killed)
+				if err := m.Stop(ctx, time.Minute); err != nil {
+					t.Error(err)
+				}
+			}()
+			if fails {
+				return errors.New("broken on purpose")
+			}
+			return nil
+		}
+		f := fly(t, m.MigrationSource(), l, live.Options{})
+		<-killed
+		exit, err := m.Wait(ctx)
+		if err != nil || fails && (exit.Reason != ExitKilled || f.err == nil) || !fails && f.err != nil {
+			t.Errorf("it ended as %+v, %v; the migration %v", exit, err, f.err)
+		}
+		if fails {
+			continue
+		}
+		if state := l.vm.Info().State; state != api.Running {
+			t.Errorf("it is %s where it went", state)
+		}
+		if err := l.vm.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -294,7 +294,7 @@ func (m *VM) PowerButton() error {
 // Kill ends the guest at once. Disks are flushed, the guest is not asked. One
 // that is about to go on elsewhere is ended if it does not.
 func (m *VM) Kill() {
-	m.decided()
+	_ = m.decided(context.Background()) // it cannot fail
 	m.end(Exit{Reason: ExitKilled})
 }
 
