@@ -28,6 +28,10 @@ func DefaultFramePolicy() FramePolicy {
 // pages.
 const longestPause = 64
 
+// KeeperShare bounds what work beside the guest takes of a core: a step is
+// followed by a rest of so many times its length, which a slow host needs.
+const KeeperShare = 10
+
 // FrameKeeper makes frames large again whose reason has gone. Its methods are
 // called by one goroutine.
 type FrameKeeper struct {
@@ -56,6 +60,7 @@ func (k *FrameKeeper) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
+		began := time.Now()
 		switch n, err := k.Step(); {
 		case n > 0:
 			pause, k.told = 1, false
@@ -68,7 +73,7 @@ func (k *FrameKeeper) Run(ctx context.Context) {
 				k.log.Warn("guest memory stays mapped with small pages for now", "err", err)
 			}
 		}
-		timer.Reset(k.policy.Interval * pause)
+		timer.Reset(max(k.policy.Interval*pause, KeeperShare*time.Since(began)))
 	}
 }
 

@@ -150,6 +150,7 @@ func (p *Prover) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
+		began := p.now()
 		waiting, err := p.Step(ctx)
 		switch {
 		case err != nil:
@@ -163,7 +164,7 @@ func (p *Prover) Run(ctx context.Context) {
 		default:
 			rest, told = min(rest*2, longestRest), false
 		}
-		timer.Reset(p.policy.Interval * rest)
+		timer.Reset(max(p.policy.Interval*rest, memory.KeeperShare*p.now().Sub(began)))
 	}
 }
 
