@@ -53,6 +53,7 @@ type Arrival struct {
 	m      *VM
 	opts   Options
 	layers *layerReaders
+	offer  []live.Layer
 	made   bool // the VM is
 	paused bool // it was, and stays so
 }
@@ -65,7 +66,7 @@ func PrepareArrival(ctx context.Context, o live.Offer, cfg config.Config, opts O
 	if err != nil {
 		return nil, err
 	}
-	a := &Arrival{m: prepare(cfg, opts), opts: opts, paused: o.Paused}
+	a := &Arrival{m: prepare(cfg, opts), opts: opts, offer: o.Layers, paused: o.Paused}
 	a.m.saved = &savedState{
 		cpu: cpus, fill: func(*VM) error { return nil }, disksLater: true,
 		opts: RestoreOptions{Options: opts, AdvanceClock: true}, began: time.Now(),
@@ -86,6 +87,10 @@ func (a *Arrival) prepare(ctx context.Context, o live.Offer) (err error) {
 	}
 	// Devices have put there what the guest will not find.
 	m.mem.SetObserver(nil)
+	if m.naming != nil {
+		m.learned = newLearned(m.mem)
+		a.layers.teach(m.learned)
+	}
 	return m.mem.Clear()
 }
 
@@ -136,6 +141,9 @@ func (a *Arrival) complete(ctx context.Context, missing *memory.PageSet, source 
 	}
 	if err := m.applyState(m.saved); err != nil {
 		return err
+	}
+	if m.learned != nil {
+		m.learned.match(m, a.offer)
 	}
 	m.begin()
 	return nil

@@ -107,6 +107,15 @@ func (r *layerReaders) at(n int) io.ReaderAt {
 	return r.layers[n]
 }
 
+// teach lets the readers tell what they hear.
+func (r *layerReaders) teach(l *learned) {
+	for i, from := range r.layers {
+		if from != nil {
+			r.layers[i] = &layerReader{from, i, l}
+		}
+	}
+}
+
 // drop closes the readers, and lets the host forget what it has read of files
 // that somebody else has written. What is opened later is cold: on the same host
 // there is one cache for all, and with NFS an open asks the server.

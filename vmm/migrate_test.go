@@ -245,9 +245,25 @@ func TestMigrate(t *testing.T) {
 				t.Errorf("the disk is not what it was, %v", err)
 			}
 			here.runs()
+			if v.names && !o.NoNames {
+				here.namedAgain(f.report.Pages.Named)
+				return
+			}
 			here.finish()
 		})
 	}
+}
+
+// namedAgain migrates a machine that has arrived by names: they came with it, since
+// its guest has read nothing.
+func (r *saveRig) namedAgain(named uint64) {
+	r.t.Helper()
+	await(r.t, deadline(r.t), "names are taught", func() bool { return r.m.naming.Stats().Named > 0 })
+	m, report := migrated(r.t, r.m, live.Options{Connections: 1, Verify: true})
+	if report.Pages.Named < named/2 {
+		r.t.Errorf("%d pages were named, and %d when it came", report.Pages.Named, named)
+	}
+	(&saveRig{t: r.t, m: m}).finish()
 }
 
 // TestMigrateBackAndForth: a guest that checks its memory is moved again and again

@@ -212,6 +212,9 @@ func (m *VM) startBackground() {
 		// A millisecond that the guest need not wait for: names are hints, and
 		// what the guest has changed by then will not be proven.
 		b.done.Go(m.nameLoaded())
+		if m.learned != nil {
+			b.done.Go(func() { m.learned.teach(ctx, m.naming.Table()) })
+		}
 		m.naming.Start()
 	}
 }

@@ -57,6 +57,7 @@ type VM struct {
 	naming  *naming.Naming      // nil when names are switched off
 
 	restored    *restored       // memory that came out of a snapshot; nil if it did not
+	learned     *learned        // names that pages came by from another host; nil when none did
 	pulled      *memory.Missing // memory that is where a VM came from; nil when none was
 	memoryError atomic.Pointer[error]
 

@@ -146,6 +146,9 @@ func (p *prover) copy(r wire.Name, blocks []byte) error {
 			}
 			copy(b, blocks[i<<memory.PageShift:])
 			p.in.arrived(to, kindNamed)
+			if l, ok := p.in.layers[r.Layer].(Learner); ok {
+				l.Learn(to, r.Block+uint64(i))
+			}
 		}
 		if i = good; i < count {
 			p.in.want(memory.Range{Start: first + memory.GPA(i<<memory.PageShift), Size: memory.PageSize})

@@ -104,7 +104,8 @@ type Arrival interface {
 	// Memory is the guest's memory, all holes.
 	Memory() *memory.Space
 	// Layer reads a layer of the offer from what lies here. It is nil if that
-	// layer is not here. Bytes may be stale: each page is proven by its digest.
+	// layer is not here. Bytes may be stale: each page is proven by its digest. One
+	// that is a [Learner] hears of pages that were.
 	Layer(n int) io.ReaderAt
 	// Construct makes the VM, paused: it takes the disks' locks and opens them
 	// cold. Pages in missing, which are holes, come later, from source, which is
@@ -115,4 +116,11 @@ type Arrival interface {
 	Run(ctx context.Context) error
 	// Abandon frees everything. Nothing has run.
 	Abandon() error
+}
+
+// Learner is a layer that hears which pages were made of its blocks: those in a
+// row from block on. It is called by any goroutine. A page may come again as bytes
+// later, which it does not hear of.
+type Learner interface {
+	Learn(pages memory.Range, block uint64)
 }

@@ -149,6 +149,28 @@ func (n *Naming) of(l *chain.Layer) *source {
 	return nil
 }
 
+// ImageLayer returns the number of an image in the table.
+func (n *Naming) ImageLayer(l *chain.Layer) (id names.LayerID, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.of(l); s != nil {
+		return s.id, true
+	}
+	return 0, false
+}
+
+// FileLayer returns the number of a file that was loaded, by its absolute path.
+func (n *Naming) FileLayer(path string) (id names.LayerID, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.sources {
+		if s.disk == nil && s.path == path {
+			return s.id, true
+		}
+	}
+	return 0, false
+}
+
 // Identify gives a layer the identity that it had when an earlier machine used it,
 // unless its index says which one it has by content.
 func (n *Naming) Identify(id names.LayerID, identity layer.ID) {
