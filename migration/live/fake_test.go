@@ -583,8 +583,13 @@ func writer(seed uint64, pause time.Duration) func(context.Context, *fakeVM) {
 			case 0:
 				vm.write(gpa, make([]byte, memory.PageSize))
 			case 1: // what it just read from disk
-				l := vm.w.layers[random.IntN(len(vm.w.layers))]
-				vm.write(gpa, l[random.IntN(len(l)>>memory.PageShift)<<memory.PageShift:][:memory.PageSize])
+				vm.w.blocks.RLock()
+				vm.write(gpa, vm.w.block(random))
+				vm.w.blocks.RUnlock()
+			case 2: // it writes to disk
+				vm.w.blocks.Lock()
+				vm.w.block(random)[random.IntN(memory.PageSize)]++
+				vm.w.blocks.Unlock()
 			default:
 				vm.write(gpa+memory.GPA(random.IntN(4000)), []byte{byte(random.Uint32()), byte(random.Uint32())})
 			}
