@@ -19,7 +19,9 @@
 // the memory and descriptors. [VM.SaveState] writes down what a paused VM is apart
 // from its memory, and [Restore] makes a paused VM of it. [VM.Save] makes a
 // snapshot of all of it while the guest runs, with the help of a process that has
-// the rights to (package savehost).
+// the rights to (package savehost). [VM.MigrationSource] and [Destination] are the two
+// ends of a live migration (migration/live): the source gives up its disks before
+// the destination takes them, and runs again only with its disks taken back.
 //
 //	created --Start--> running <--Pause/Resume--> paused <--Restore
 //	                      \__________________________/
