@@ -90,6 +90,9 @@ func (c *convergence) slower() int {
 func (s *sender) precopy() error {
 	s.phase(PhaseCopy)
 	began := time.Now()
+	if s.o.Timeout > 0 {
+		s.deadline = began.Add(s.o.Timeout)
+	}
 	var c convergence
 	for {
 		roundBegan, pages, bytes := time.Now(), s.mem.Size()>>memory.PageShift, s.flow.out.Load()
@@ -146,7 +149,11 @@ func (s *sender) collect() error {
 		s.asked.Add(r.Start, r.Size)
 		s.dirty.Add(r.Start, r.Size)
 	}
+	for r := range s.late.Runs() {
+		s.dirty.Add(r.Start, r.Size)
+	}
 	s.wanted.Clear()
+	s.late.Clear()
 	return nil
 }
 
@@ -175,13 +182,18 @@ func (s *sender) tooLong(c convergence) error {
 
 // TimeoutError says how far pre-copy came.
 type TimeoutError struct {
-	After    time.Duration
-	Left     uint64 // bytes
+	After time.Duration
+	// Left and Expected are what the next round had to send, in bytes, and the
+	// downtime expected; 0 in the middle of a round.
+	Left     uint64
 	Expected time.Duration
 }
 
 // Error implements error.
 func (e *TimeoutError) Error() string {
+	if e.Expected == 0 {
+		return ErrTimeout.Error() + ": memory was not sent once within " + e.After.String() + "; allow more time, or let the guest be stopped"
+	}
 	return ErrTimeout.Error() + ": after " + e.After.String() + " the guest would have to stand still for " +
 		e.Expected.Round(time.Millisecond).String() + "; allow more downtime or time, or let it be stopped"
 }

@@ -126,7 +126,7 @@ func TestMutants(t *testing.T) {
 	}
 	binary := mutate(t)
 	run := func(name, test string) ([]byte, error) {
-		cmd := exec.Command(binary, "-test.run", test, "-test.parallel", "16")
+		cmd := exec.Command(binary, "-test.run", test, "-test.parallel", "16", "-test.failfast")
 		cmd.Env = append(os.Environ(), "DITTO_MUTANT="+name, "DITTO_STORM_SEEDS=24")
 		return cmd.CombinedOutput()
 	}

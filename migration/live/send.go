@@ -47,6 +47,9 @@ type sender struct {
 	wanted *memory.PageSet
 	// asked are those of them that this round sends.
 	asked *memory.PageSet
+	// late are pages that a round left, since its time was over; workers add.
+	late     *memory.PageSet
+	deadline time.Time // of pre-copy, zero for none
 	// dirty are pages that were written since they were sent.
 	dirty *memory.PageSet
 
@@ -173,6 +176,7 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	s.mem = s.vm.Memory()
 	s.report.RAM = s.mem.Size()
 	s.named, s.wanted, s.asked, s.dirty = s.mem.NewPageSet(), s.mem.NewPageSet(), s.mem.NewPageSet(), s.mem.NewPageSet()
+	s.late = s.mem.NewPageSet()
 	s.phase(PhaseConnect)
 	if err := s.connect(); err != nil {
 		return err

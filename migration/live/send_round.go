@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"time"
 
 	"ditto.vm/internal/parallel"
 	"ditto.vm/memory"
@@ -133,6 +134,9 @@ func (s *sender) sendPages(pages *memory.PageSet, names bool) error {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	err := parallel.Do(s.run, len(s.workers), len(todo), func(ctx context.Context, w, i int) error {
+		if s.overdue() {
+			return s.putOff(todo[i])
+		}
 		if err := s.workers[w].send(ctx, todo[i], names); err != nil {
 			return err
 		}
@@ -141,6 +145,23 @@ func (s *sender) sendPages(pages *memory.PageSet, names bool) error {
 	})
 	if err != nil {
 		return s.cause(err)
+	}
+	return nil
+}
+
+// overdue says that pre-copy has taken as long as it may.
+func (s *sender) overdue() bool {
+	return !s.deadline.IsZero() && !s.stopped.Load() && time.Now().After(s.deadline)
+}
+
+// putOff leaves pages to be sent later, when it is too late for now, unless the
+// migration ends with that.
+func (s *sender) putOff(batch []memory.Range) error {
+	if s.o.OnTimeout == TimeoutAbort {
+		return &TimeoutError{After: s.o.Timeout}
+	}
+	for _, r := range batch {
+		s.late.Add(r.Start, r.Size)
 	}
 	return nil
 }

@@ -199,6 +199,38 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
+// TestTimeoutInRound: the time can be over before memory was sent once.
+func TestTimeoutInRound(t *testing.T) {
+	for _, policy := range []TimeoutPolicy{TimeoutAbort, TimeoutStop, TimeoutPostcopy} {
+		t.Run(string(policy), func(t *testing.T) {
+			w := newWorld(t, 100)
+			vm := newFakeVM(w, 16<<20)
+			for i := range vm.hints {
+				vm.write(vm.gfn(i).GPA(), []byte{1, byte(i)})
+			}
+			vm.guest = writer(1, 10*time.Microsecond)
+			vm.startFirst()
+			h := &fakeHost{w: w}
+			sameAtSwitch(vm, h)
+			o := Options{Connections: 1, Bandwidth: 8 << 20, Timeout: 200 * time.Millisecond, OnTimeout: policy}
+			e := move(t.Context(), vm, h, loopback(t), o, ReceiveOptions{Postcopy: true})
+			if policy == TimeoutAbort {
+				if !errors.Is(e.sendErr, ErrTimeout) || !vm.runs() {
+					t.Errorf("%v", e.sendErr)
+				}
+			} else if e.sendErr != nil || !h.runs() {
+				t.Errorf("%v", e.sendErr)
+			}
+			if policy == TimeoutPostcopy {
+				pulled(t, vm, h)
+			}
+			if policy != TimeoutPostcopy && e.report.Total > 1500*time.Millisecond {
+				t.Errorf("it took %v", e.report.Total)
+			}
+		})
+	}
+}
+
 // TestThrottle: a guest that writes faster than pages are sent is slowed down
 // until it may stand still for as long as was said.
 func TestThrottle(t *testing.T) {
