@@ -639,7 +639,8 @@ func TestArrivalRefused(t *testing.T) {
 			if strings.Contains(fmt.Sprint(err), "\n") {
 				t.Errorf("more than one line: %v", err)
 			}
-			if now := countFDs(t); now != before {
+			// Fewer are of machines of other tests, whose rings end late.
+			if now := countFDs(t); now > before {
 				t.Errorf("%d descriptors, %d before", now, before)
 			}
 			t.Log(err)
