@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"ditto.vm/migration/live"
@@ -42,13 +43,28 @@ func Call(ctx context.Context, path string, dial Dial, o Options, events func(li
 		return r, err
 	}
 	c := &connector{dial: dial}
+	// Behind the commit there is nothing to cancel, and no limit to what is left.
+	var committed atomic.Bool
+	inner, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() {
+		if !committed.Load() {
+			cancel(context.Cause(ctx))
+		}
+	})()
 	client := lend.Client{Kinds: Kinds(), Answer: c.answer, Grace: undoLimit, Event: func(body json.RawMessage) {
 		var e live.Event
-		if events != nil && json.Unmarshal(body, &e) == nil {
+		if json.Unmarshal(body, &e) != nil {
+			return
+		}
+		if e.Phase == live.PhaseCommit || e.Phase == live.PhasePull {
+			committed.Store(true)
+		}
+		if events != nil {
 			events(e)
 		}
 	}}
-	err = client.Call(ctx, path, operation, o, &r)
+	err = client.Call(inner, path, operation, o, &r)
 	return r, err
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ditto.vm/cmd/ditto/internal/exit"
+	"ditto.vm/cmd/ditto/internal/vmproc"
 	"ditto.vm/migration/live"
 	"ditto.vm/migration/pki"
 	"ditto.vm/vmm/config"
@@ -202,25 +203,25 @@ func (e *Env) migrate(ctx context.Context, name, where string, f *migrateFlags) 
 		return exit.New(exit.Usage, errPlain)
 	}
 	if err != nil {
-		return e.migrateFailed(ctx, r, vm, where, report, err, f.asJSON)
+		return e.migrateFailed(ctx, r, vm, where, err, f.asJSON)
 	}
 	if err := waitGone(context.WithoutCancel(ctx), r, vm, killTimeout); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
-		e.notice("it was too late to cancel: %s has taken over", where)
+		fmt.Fprintf(e.Stderr, "ditto: it was too late to cancel: %s has taken over\n", where)
 	}
 	return e.printMigrated(vm, where, report, f.asJSON)
 }
 
 // migrateFailed says what became of a machine that did not go.
-func (e *Env) migrateFailed(ctx context.Context, r *registry.Registry, vm registry.VM, where string, report live.Report, err error, asJSON bool) error {
+func (e *Env) migrateFailed(ctx context.Context, r *registry.Registry, vm registry.VM, where string, err error, asJSON bool) error {
 	if errors.Is(err, lend.ErrGone) || errors.Is(err, lend.ErrEnding) {
 		err = e.migrateGone(ctx, r, vm, where, err)
 	}
 	failed := migrateError(err, vm.Name)
 	if asJSON {
-		_ = json.NewEncoder(e.Stdout).Encode(migrateResult{Event: "failed", Name: vm.Name, Where: where, Report: report, Error: oneLine(failed)}) // the exit code tells it too
+		_ = json.NewEncoder(e.Stdout).Encode(migrateFailure{"failed", vm.Name, where, oneLine(failed), vmproc.Classify(failed)}) // the exit code tells it too
 	}
 	return failed
 }
@@ -228,14 +229,17 @@ func (e *Env) migrateFailed(ctx context.Context, r *registry.Registry, vm regist
 // migrateGone finds out about a machine whose process has ended, or does not
 // answer.
 func (e *Env) migrateGone(ctx context.Context, r *registry.Registry, vm registry.VM, where string, err error) error {
-	if waitGone(context.WithoutCancel(ctx), r, vm, killTimeout) != nil {
-		return fmt.Errorf("%s does not say what became of its migration to %s: see 'ditto ps' (%w)", vm.Name, where, err)
+	if waitGone(context.WithoutCancel(ctx), r, vm, goneTimeout) != nil {
+		return exit.New(exit.InDoubt, fmt.Errorf("%s does not say what became of its migration to %s: look at 'ditto ps' on both sides (%w)", vm.Name, where, err))
 	}
 	if last, e := r.LastExit(vm.Name); e == nil && last.Reason == "migrated" {
-		return exit.Errorf(exit.OK, "%s went to %s", vm.Name, last.Where)
+		return exit.New(exit.InDoubt, fmt.Errorf("%s went to %s, and its process did not live to tell (%w)", vm.Name, last.Where, err))
 	}
-	return fmt.Errorf("%s ended meanwhile%s (%w)", vm.Name, howEnded(r, vm.Name), err)
+	return exit.New(exit.Migration, fmt.Errorf("%s ended meanwhile%s (%w)", vm.Name, howEnded(r, vm.Name), err))
 }
+
+// goneTimeout is how long a process may take to end that does not answer.
+const goneTimeout = 3 * time.Second
 
 // migrateError gives the error of a migration its exit code and its cure.
 func migrateError(err error, name string) error {
@@ -249,7 +253,7 @@ func migrateError(err error, name string) error {
 		return exit.New(exit.InDoubt, fmt.Errorf("%w: it runs nowhere else: try 'ditto resume --take-back %s'", err, name))
 	case errors.Is(err, context.Canceled):
 		return exit.Errorf(exit.Failure, "interrupted: %s runs on here", name)
-	case errors.Is(err, remotemigrate.ErrBusy), errors.Is(err, lend.ErrGone), errors.Is(err, lend.ErrProtocol):
+	case errors.Is(err, remotemigrate.ErrBusy), errors.Is(err, lend.ErrProtocol):
 		return exit.New(exit.Migration, err)
 	}
 	return exit.New(exit.Migration, fmt.Errorf("%s is not migrated, and runs on here: %w", name, err))

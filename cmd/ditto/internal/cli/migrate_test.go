@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -186,6 +187,35 @@ func (h *host) fail(err error) { h.failure.Store(&err) }
 // failing is a migration that fails as fail says.
 func (h *host) failing(context.Context, *fakeMachine, func(context.Context, bool) (net.Conn, error), live.Options) (live.Report, error) {
 	return live.Report{}, *h.failure.Load()
+}
+
+// TestMigrateTooLate: a cancel that comes behind the commit is told to be too
+// late, and one before leaves the machine here.
+func TestMigrateTooLate(t *testing.T) {
+	h := newHost(t)
+	for _, late := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		h.move = func(ctx context.Context, m *fakeMachine, dial func(context.Context, bool) (net.Conn, error), o live.Options) (live.Report, error) {
+			cancel()
+			<-ctx.Done()
+			if late {
+				return moved(ctx, m, dial, o)
+			}
+			return live.Report{}, ctx.Err()
+		}
+		done := h.start("web")
+		var out, errs bytes.Buffer
+		code := h.env(&out, &errs).Execute(ctx, []string{"migrate", "web", "tcp://127.0.0.1:9"})
+		switch {
+		case late && (code != exit.OK || errs.String() != "ditto: it was too late to cancel: tcp://127.0.0.1:9 has taken over\n" || !strings.Contains(out.String(), "web runs at")):
+			t.Errorf("code %d: %q, %q", code, &out, &errs)
+		case !late && (code != exit.Failure || errs.String() != "ditto: interrupted: web runs on here\n"):
+			t.Errorf("code %d: %q", code, &errs)
+		case !late:
+			h.want("kill", "web")
+		}
+		<-done
+	}
 }
 
 // pki makes an authority and a host, and returns the flags.

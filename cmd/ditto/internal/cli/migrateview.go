@@ -22,11 +22,18 @@ type eventBody live.Event
 
 // migrateResult is the end of a migration as JSON.
 type migrateResult struct {
-	Event string `json:"event"` // migrated or failed
+	Event string `json:"event"` // migrated
+	Name  string `json:"name"`
+	live.Report
+}
+
+// migrateFailure is that of one that failed.
+type migrateFailure struct {
+	Event string `json:"event"` // failed
 	Name  string `json:"name"`
 	Where string `json:"where"`
-	live.Report
-	Error string `json:"error,omitempty"`
+	Error string `json:"error"`
+	Code  int    `json:"code"` // of the command
 }
 
 // migrateDisplay shows how far a migration is: a line that changes on a terminal,
@@ -112,7 +119,7 @@ func describeEvent(ev live.Event) string {
 // printMigrated says where the machine went, and what that cost.
 func (e *Env) printMigrated(vm registry.VM, where string, r live.Report, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(e.Stdout).Encode(migrateResult{Event: "migrated", Name: vm.Name, Where: where, Report: r})
+		return json.NewEncoder(e.Stdout).Encode(migrateResult{"migrated", vm.Name, r})
 	}
 	if r.RAM == 0 {
 		// It went earlier, and the destination has said so now.

@@ -136,8 +136,13 @@ func Receive(ctx context.Context, o ReceiveOptions) (code int, err error) {
 }
 
 func (r *receiving) options() live.ReceiveOptions {
+	fetch := arrival.CanFetch()
+	if fetch != nil {
+		r.log.Info("no post-copy here", "err", fetch)
+	}
 	return live.ReceiveOptions{
-		Ditto: r.Version, Begin: r.begin, Committed: r.committed, Outcome: r.o.Outcomes.Lookup, Log: r.log,
+		Postcopy: fetch == nil,
+		Ditto:    r.Version, Begin: r.begin, Committed: r.committed, Outcome: r.o.Outcomes.Lookup, Log: r.log,
 		Events: func(e live.Event) { r.o.Tell(ReceiveEvent{Event: ReceiveProgress, Progress: &e}) },
 	}
 }
