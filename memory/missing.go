@@ -209,6 +209,9 @@ func (m *Missing) Stats() MissingStats {
 	}
 }
 
+// Source is where the bytes come from.
+func (m *Missing) Source() PageSource { return m.source }
+
 // Done reports whether no page waits any more.
 func (m *Missing) Done() bool { return m.left.Load() == 0 }
 

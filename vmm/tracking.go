@@ -203,7 +203,10 @@ func (m *VM) startBackground() {
 		b.done.Go(func() { m.restored.run(ctx) })
 	}
 	if m.pulled != nil {
-		b.done.Go(func() { m.pullRest(ctx) })
+		b.done.Go(func() {
+			m.pullRest(ctx)
+			m.allPulled()
+		})
 	}
 	if b.announcements > 0 {
 		b.done.Go(func() { m.announceAgain(ctx) })

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ditto.vm/internal/labtest"
+	"ditto.vm/vmm/arrival"
 )
 
 // hosts are two users' environments that see the same disk.
@@ -197,6 +198,28 @@ func TestMigrate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMigratePostcopy: the guest runs early, and the source ends when the last
+// page has followed.
+func TestMigratePostcopy(t *testing.T) {
+	if err := arrival.CanFetch(); err != nil {
+		if os.Getenv("DITTO_REQUIRE_KVM") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v; try: chmod 666 /dev/userfaultfd", err)
+	}
+	h := newHosts(t, "64M", "size=48M,words=512,order=random,seed=12")
+	r := h.receive()
+	out := h.migrate("w", "tcp://"+r.address, "--postcopy", "--downtime", "1ms", "--no-throttle", "--json")
+	if !strings.Contains(out, `"phase":"pull"`) || !strings.Contains(out, `"mode":"postcopy"`) {
+		t.Errorf("it was not post-copy: %s", out)
+	}
+	r.event("arrived")
+	h.there.writes("w")
+	h.there.finish("w")
+	h.nothingLeft()
+	h.there.nothingLeft()
 }
 
 // TestMigrateSSH: a program in the place of ssh runs the other side.
