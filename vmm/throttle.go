@@ -27,6 +27,8 @@ const (
 	shortSlice = 10 * time.Millisecond
 	longSlice  = 50 * time.Millisecond
 	mostTaken  = 99 // percent
+	// longNap is as long as a guest naps at most, however late it was told to.
+	longNap = 250 * time.Millisecond
 )
 
 // slice returns how long the guest runs and how long it naps in a slice.
@@ -60,11 +62,20 @@ func (t *throttle) set(vcpus []*vcpu, percent int) {
 	}
 }
 
+// due is how long to nap after a guest has run for so long instead of run: a busy
+// host tells it late, and it naps the longer then.
+func due(ran, run, nap time.Duration) time.Duration {
+	if ran <= run {
+		return nap
+	}
+	return max(nap, min(time.Duration(float64(nap)*float64(ran)/float64(run)), longNap))
+}
+
 // doze lets a vCPU nap again and again, until ctx or the vCPU's thread ends.
 func (c *vcpu) doze(ctx context.Context, run, nap time.Duration) {
 	timer := time.NewTimer(run)
 	defer timer.Stop()
-	for {
+	for since := time.Now(); ; since = time.Now() {
 		select {
 		case <-timer.C:
 		case <-c.done:
@@ -72,7 +83,11 @@ func (c *vcpu) doze(ctx context.Context, run, nap time.Duration) {
 		case <-ctx.Done():
 			return
 		}
-		if c.do(ctx, func() error { c.nap(ctx, nap); return nil }) != nil {
+		err := c.do(ctx, func() error {
+			c.nap(ctx, due(time.Since(since), run, nap))
+			return nil
+		})
+		if err != nil {
 			return
 		}
 		timer.Reset(run)
