@@ -21,7 +21,7 @@ type mutation struct {
 }
 
 const (
-	differ    = "pages differ at the switch-over"
+	differ    = "pages differ"
 	stormRun  = "^TestStorm$"
 	faultRuns = "^TestFaults$"
 )
@@ -47,7 +47,10 @@ var mutations = []mutation{
 		"	sections, err := s.vm.State(s.run)", "	if mutated(`state-first`) { _ = s.vm.Collect(s.dirty); defer func() { _ = s.vm.Collect(s.dirty) }() }\n	sections, err := s.vm.State(s.run)\n" +
 			"	if mutated(`state-first`) { _ = s.vm.Collect(s.mem.NewPageSet()) }", stormRun, differ},
 	{"asked-again", "pages whose names did not hold are sent as bytes", "converge.go",
-		"		s.dirty.Add(r.Start, r.Size)\n	}\n	s.wanted", "		if !mutated(`asked-again`) { s.dirty.Add(r.Start, r.Size) }\n	}\n	s.wanted", stormRun, "pages that were asked for"},
+		"		s.dirty.Add(r.Start, r.Size)\n	}\n	for r := range s.late", "		if !mutated(`asked-again`) { s.dirty.Add(r.Start, r.Size) }\n	}\n	for r := range s.late",
+		stormRun, "pages that were asked for"},
+	{"late-again", "pages that a round left for lack of time are sent in the next", "converge.go",
+		"		s.dirty.Add(r.Start, r.Size)\n	}\n	s.wanted", "		if !mutated(`late-again`) { s.dirty.Add(r.Start, r.Size) }\n	}\n	s.wanted", stormRun, ""},
 	{"record-first", "the commit is recorded before the guest runs", "receiver.go",
 		"	if r.o.Committed != nil {", "	if mutated(`record-first`) { _ = r.arrival.Run(context.Background()) }\n	if r.o.Committed != nil {",
 		"^TestRecordFails$", "lets the guest run"},
