@@ -54,7 +54,9 @@ type Lab struct {
 	vm   *machine
 
 	idle  chan *port // ports that run nothing
-	conns []net.Conn
+	conns []net.Conn // of the ports, and then of the ticks
+
+	ticking sync.WaitGroup
 
 	closeOnce sync.Once
 	closeErr  error
@@ -99,9 +101,11 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	args := qemuArgs(o, c.image, l.tmp.join("initrd"), l.tmp.join("scratch"), l.tmp.join("share"), l.tmp.join("console"), MaxRuns)
-	if l.vm, l.conns, err = startQEMU(args, MaxRuns); err != nil {
+	if l.vm, l.conns, err = startQEMU(args, MaxRuns+1); err != nil {
 		return nil, err
 	}
+	ticks := l.conns[MaxRuns]
+	l.ticking.Go(func() { l.tick(ticks) })
 	if err := l.awaitReady(ctx); err != nil {
 		return nil, err
 	}
@@ -195,7 +199,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.vm.kill() })
 	defer stop()
-	for i, conn := range l.conns {
+	for i, conn := range l.conns[:MaxRuns] {
 		p := &port{conn: wire.NewConn(conn)}
 		f, err := p.conn.Read()
 		if err != nil {
@@ -219,6 +223,17 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 		l.idle <- p
 	}
 	return nil
+}
+
+// tick keeps the machine awake (see [wire.TickPort]) until its stream is closed.
+func (l *Lab) tick(conn net.Conn) {
+	timer := time.NewTicker(wire.TickInterval)
+	defer timer.Stop()
+	for range timer.C {
+		if _, err := conn.Write([]byte{0}); err != nil {
+			return
+		}
+	}
 }
 
 // deathCause waits for QEMU, whose streams have ended, and says why it ended.
@@ -295,5 +310,6 @@ func (l *Lab) release() error {
 		l.vm.kill()
 	}
 	closeAll(l.conns)
+	l.ticking.Wait()
 	return l.tmp.remove()
 }

@@ -44,6 +44,8 @@ func TestQEMUArgs(t *testing.T) {
 		{"-device", "virtio-blk-pci,drive=disk0,serial=disk0"},
 		{"-chardev", "socket,id=run1,fd=4"},
 		{"-device", "virtserialport,chardev=run1,name=" + wire.PortPrefix + "1"},
+		{"-chardev", "socket,id=tick,fd=5"},
+		{"-device", "virtserialport,chardev=tick,name=" + wire.TickPort},
 	} {
 		if i := slices.Index(args, want[1]); i < 1 || args[i-1] != want[0] {
 			t.Errorf("%q is missing in %q", want, args)

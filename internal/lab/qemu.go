@@ -27,7 +27,8 @@ type machine struct {
 	err  error         // why, once done is closed
 }
 
-// qemuArgs is the command line of the recipe.
+// qemuArgs is the command line of the recipe. The streams are those for commands,
+// and then that of ticks.
 func qemuArgs(o Options, k, initrd, scratch, share, log string, ports int) []string {
 	args := []string{
 		"-name", "ditto-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
@@ -42,18 +43,25 @@ func qemuArgs(o Options, k, initrd, scratch, share, log string, ports int) []str
 		"-chardev", "file,id=log,path=" + escape(log), "-serial", "chardev:log",
 		"-virtfs", "local,path=/,mount_tag=" + wire.HostTag + ",security_model=none,readonly=on,multidevs=remap",
 		"-virtfs", "local,path=" + escape(share) + ",mount_tag=" + wire.ShareTag + ",security_model=none,multidevs=remap",
-		"-device", fmt.Sprintf("virtio-serial-pci,max_ports=%d", ports+1),
+		"-device", fmt.Sprintf("virtio-serial-pci,max_ports=%d", ports+2),
 	}
 	args = append(args, driveArgs(scratch, wire.ScratchSerial)...)
 	for i, disk := range o.Disks {
 		args = append(args, driveArgs(disk, wire.DiskSerial+strconv.Itoa(i))...)
 	}
 	for i := range ports {
-		args = append(args,
-			"-chardev", fmt.Sprintf("socket,id=run%d,fd=%d", i, firstFD+i),
-			"-device", fmt.Sprintf("virtserialport,chardev=run%d,name=%s%d", i, wire.PortPrefix, i))
+		args = append(args, portArgs(fmt.Sprintf("run%d", i), wire.PortPrefix+strconv.Itoa(i), firstFD+i)...)
 	}
+	args = append(args, portArgs("tick", wire.TickPort, firstFD+ports)...)
 	return append(args, o.QEMUArgs...)
+}
+
+// portArgs make a virtio-serial port of a socket that QEMU inherits.
+func portArgs(id, name string, fd int) []string {
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", id, fd),
+		"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name),
+	}
 }
 
 func driveArgs(path, serial string) []string {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -21,7 +22,18 @@ func runAgent() error {
 	if err := json.Unmarshal([]byte(os.Getenv(errorsEnv)), &hello.Errors); err != nil {
 		return fmt.Errorf("%s: %w", errorsEnv, err)
 	}
-	ports, err := findPorts()
+	ticks, err := findPorts(wire.TickPort)
+	if err != nil {
+		return err
+	}
+	for _, path := range ticks {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		go func() { _, _ = io.Copy(io.Discard, f) }()
+	}
+	ports, err := findPorts(wire.PortPrefix)
 	if err != nil {
 		return err
 	}
@@ -44,8 +56,8 @@ func runAgent() error {
 	return nil
 }
 
-// findPorts returns the devices of the ports that carry frames.
-func findPorts() ([]string, error) {
+// findPorts returns the devices of the ports whose names begin so.
+func findPorts(prefix string) ([]string, error) {
 	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 	if err != nil {
 		return nil, err
@@ -57,7 +69,7 @@ func findPorts() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasPrefix(string(b), wire.PortPrefix) {
+		if strings.HasPrefix(string(b), prefix) {
 			ports = append(ports, filepath.Join("/dev", filepath.Base(filepath.Dir(path))))
 		}
 	}

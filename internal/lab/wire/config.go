@@ -1,5 +1,7 @@
 package wire
 
+import "time"
+
 // ConfigPath is where the initramfs holds the JSON [Config].
 const ConfigPath = "/lab.json"
 
@@ -9,6 +11,15 @@ const ModulesPath = "/modules"
 
 // PortPrefix begins the names of the virtio-serial ports that carry frames.
 const PortPrefix = "ditto.run."
+
+// TickPort is the name of the virtio-serial port on which a byte comes every
+// [TickInterval], for the interrupt that it is: the agent throws it away. QEMU's
+// TCG with SVM loses the interrupt of a halted CPU's timer once in some hours of
+// CPU time, and the machine then sleeps until any other interrupt.
+const TickPort = "ditto.tick"
+
+// TickInterval bounds how long such a sleep lasts.
+const TickInterval = 100 * time.Millisecond
 
 // Tags of the 9p shares and serial numbers of the disks.
 const (
