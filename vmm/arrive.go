@@ -54,8 +54,9 @@ type Arrival struct {
 	opts   Options
 	layers *layerReaders
 	offer  []live.Layer
-	made   bool // the VM is
-	paused bool // it was, and stays so
+	made   bool           // the VM is
+	paused bool           // it was, and stays so
+	copies *arrivingDisks // nil for disks that are shared
 }
 
 // PrepareArrival looks whether the VM of an offer can run here as cfg says, and
@@ -79,7 +80,12 @@ func PrepareArrival(ctx context.Context, o live.Offer, cfg config.Config, opts O
 
 func (a *Arrival) prepare(ctx context.Context, o live.Offer) (err error) {
 	m := a.m
-	if a.layers, err = openLayers(o, &m.cfg, m.log); err != nil {
+	if o.Storage == live.StorageCopied {
+		if a.copies, err = planDisks(ctx, &o, &m.cfg); err != nil {
+			return err
+		}
+	}
+	if a.layers, err = openLayers(o, &m.cfg, a.copies, m.log); err != nil {
 		return err
 	}
 	if err := m.build(ctx, a.opts); err != nil {
@@ -136,6 +142,9 @@ func (a *Arrival) complete(ctx context.Context, missing *memory.PageSet, source 
 			return err
 		}
 	}
+	if err := a.copies.finish(); err != nil {
+		return err
+	}
 	if err := m.addDisksLater(); err != nil {
 		return err
 	}
@@ -174,7 +183,7 @@ func (a *Arrival) Run(ctx context.Context) error {
 // Abandon implements [live.Arrival].
 func (a *Arrival) Abandon() error {
 	a.made = false
-	return errors.Join(a.layers.close(), a.m.Close())
+	return errors.Join(a.layers.close(), a.copies.abandon(a.m.disks...), a.m.Close())
 }
 
 // arrived checks that a state is of the VM that was prepared, and makes it one

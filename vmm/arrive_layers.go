@@ -21,15 +21,16 @@ type layerReaders struct {
 	layers []io.ReaderAt  // by their numbers in the offer; nil for those that are not here
 	disks  []*chain.Chain // as configured, unlocked
 	files  []*layer.File
+	copies *arrivingDisks // nil for disks that are shared
 }
 
 // openLayers opens what is here of the layers of an offer. The VM's disks must
 // be, and a disk that it writes must be one that can be written.
-func openLayers(o live.Offer, cfg *config.Config, log *slog.Logger) (*layerReaders, error) {
-	r := &layerReaders{layers: make([]io.ReaderAt, len(o.Layers))}
-	for i, d := range cfg.Disks {
-		if err := r.openDisk(d); err != nil {
-			return r, fmt.Errorf("disk %d of the VM is not here: %w", i, err)
+func openLayers(o live.Offer, cfg *config.Config, copies *arrivingDisks, log *slog.Logger) (*layerReaders, error) {
+	r := &layerReaders{layers: make([]io.ReaderAt, len(o.Layers)), copies: copies}
+	if copies == nil {
+		if err := r.openDisks(o, cfg); err != nil {
+			return r, err
 		}
 	}
 	for i, l := range o.Layers {
@@ -44,6 +45,23 @@ func openLayers(o live.Offer, cfg *config.Config, log *slog.Logger) (*layerReade
 		}
 	}
 	return r, nil
+}
+
+// openDisks opens disks that both sides see.
+func (r *layerReaders) openDisks(o live.Offer, cfg *config.Config) error {
+	for i, d := range cfg.Disks {
+		err := r.openDisk(d)
+		if err != nil && o.Storage == live.StorageProven {
+			return fmt.Errorf("disk %d of the VM is not here: %w (or have it copied with 'ditto migrate --disks copy')", i, err)
+		}
+		if err == nil && o.Storage == live.StorageProven && i < len(o.Disks) {
+			err = provenShared(&o.Disks[i], r.disks[i])
+		}
+		if err != nil {
+			return fmt.Errorf("disk %d of the VM is not here: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // openDisk opens a disk without its locks.
@@ -64,6 +82,12 @@ func (r *layerReaders) openDisk(d config.Disk) error {
 // match finds the layer of a disk. Another one than was offered names nothing, but
 // a top that has another size is no disk of this VM.
 func (r *layerReaders) match(i int, l live.Layer) error {
+	if r.copies != nil {
+		if from := r.copies.reader(l); from != nil {
+			r.layers[i] = from
+		}
+		return nil
+	}
 	if l.Disk >= len(r.disks) {
 		return fmt.Errorf("the offered VM: a layer of disk %d, and there are %d", l.Disk, len(r.disks))
 	}

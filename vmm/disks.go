@@ -18,6 +18,7 @@ type vmDisk struct {
 	image    *chain.Chain
 	dev      *blk.Device
 	observer *naming.DiskObserver // nil when names are switched off
+	writes   *writeWatch          // for who copies the disk
 }
 
 // resize changes image and device, in the order in which the guest never sees a
@@ -73,13 +74,13 @@ func (m *VM) addDisk(i int, d config.Disk) error {
 	}
 	m.cleanup.add(image.Close)
 	queues := d.QueueCount(m.cfg.CPUs)
-	var observer blk.Observer
+	writes := &writeWatch{}
 	var names *naming.DiskObserver
 	if m.naming != nil {
 		if names, err = m.naming.AddDisk(image); err != nil {
 			return err
 		}
-		observer = names
+		writes.next = names
 	}
 	dev, err := blk.New(blk.Config{
 		Size:         image.Size(),
@@ -89,13 +90,13 @@ func (m *VM) addDisk(i int, d config.Disk) error {
 		Queues:       queues,
 		Writethrough: image.Cache() == disk.CacheWritethrough,
 		NewIOQueue:   func(depth int) (blk.IOQueue, error) { return image.NewQueue(depth) },
-		Observer:     observer,
+		Observer:     writes,
 	})
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", d.Path, err)
 	}
 	m.cleanup.add(dev.Close)
-	m.disks = append(m.disks, vmDisk{image, dev, names})
+	m.disks = append(m.disks, vmDisk{image, dev, names, writes})
 	info := api.Device{Name: fmt.Sprintf("blk%d", i), Backend: d.Path}
 	return m.addVirtio(dev, info, queues, func(counters map[string]uint64) {
 		s := dev.Stats()

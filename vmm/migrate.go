@@ -33,6 +33,7 @@ type departure struct {
 	calls   int        // of Pause, then
 	alive   context.Context
 	done    func() // undoes Begin; nil when nothing has begun
+	disks   departingDisks
 }
 
 // standing is a VM that stands still for a migration, until that is decided.
@@ -46,7 +47,11 @@ var errAway = fmt.Errorf("its disks were given up for a migration that may have 
 
 // MigrationSource returns the VM as a migration takes it. Each is for one
 // migration.
-func (m *VM) MigrationSource() live.SourceVM { return &departure{copying: copying{m: m}} }
+func (m *VM) MigrationSource() live.SourceVM {
+	d := &departure{copying: copying{m: m}}
+	d.disks.d = d
+	return d
+}
 
 // Offer implements [live.SourceVM].
 func (d *departure) Offer(ctx context.Context) (live.Offer, error) {

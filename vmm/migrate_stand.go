@@ -132,7 +132,7 @@ func (d *departure) End() error {
 	m.mu.Unlock()
 	d.done()
 	d.done = nil
-	return nil
+	return d.disks.forgetWitnesses()
 }
 
 // Left implements [live.SourceVM].

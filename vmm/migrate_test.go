@@ -639,7 +639,7 @@ func TestArrivalRefused(t *testing.T) {
 		}, "are available here"},
 		{"no rng", func(_ *live.Offer, c *config.Config) { c.RNG = false }, `"rng0"`},
 		{"no disk", func(_ *live.Offer, c *config.Config) { c.Disks[0].Path += ".gone" }, "does not exist"},
-		{"another disk", func(_ *live.Offer, c *config.Config) { c.Disks[0].Path = other }, "share it, or copy it first"},
+		{"another disk", func(_ *live.Offer, c *config.Config) { c.Disks[0].Path = other }, "share it, or have it copied"},
 		{"a tap that cannot be", func(o *live.Offer, c *config.Config) {
 			c.Nets = []config.Net{{Mode: config.NetTap, Tap: "ditto-test", Bridge: "no-such-br", MAC: "02:00:00:00:00:01"}}
 			text, err := json.Marshal(c)

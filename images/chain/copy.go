@@ -46,6 +46,9 @@ func Convert(ctx context.Context, c *Chain, path string, format Format, progress
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// Create makes an empty image without anything below it. It fails if path exists.
+func Create(path string, format Format, size int64) error { return create(path, format, size) }
+
 // create makes an empty image.
 func create(path string, format Format, size int64) error {
 	switch format {

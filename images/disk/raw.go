@@ -27,6 +27,8 @@ type Raw struct {
 	noPunch, noZeroRange atomic.Bool // the file system refused once
 	flushLost            atomic.Bool
 
+	witness int64 // a locked byte; 0 for none
+
 	// While the file is released: what it was then.
 	released bool
 	left     layer.Stamp

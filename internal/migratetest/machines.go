@@ -120,6 +120,9 @@ func (s *Source) Offer(context.Context) (live.Offer, error) {
 // Memory implements live.SourceVM.
 func (s *Source) Memory() *memory.Space { return s.mem }
 
+// Blocks implements live.SourceVM: it has no disks.
+func (s *Source) Blocks() live.BlockSource { return nil }
+
 // Begin implements live.SourceVM.
 func (s *Source) Begin(context.Context) error { return nil }
 
@@ -196,6 +199,9 @@ func (a *Arrival) Prepare(_ context.Context, o live.Offer) (live.Arrival, error)
 
 // Memory implements live.Arrival.
 func (a *Arrival) Memory() *memory.Space { return a.mem }
+
+// Blocks implements live.Arrival: it has no disks.
+func (a *Arrival) Blocks() live.BlockTarget { return nil }
 
 // Layer implements live.Arrival.
 func (a *Arrival) Layer(int) io.ReaderAt { return nil }

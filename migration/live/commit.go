@@ -67,6 +67,9 @@ func (s *sender) lastRound(sections []state.Section) error {
 			return err
 		}
 	}
+	if err := s.sendWritten(); err != nil {
+		return err
+	}
 	sent := make(chan error, 1)
 	go func() {
 		sent <- s.sendLast(sections, postcopy)
@@ -305,6 +308,7 @@ func (s *sender) reclaim() error {
 
 // endTracking undoes Begin.
 func (s *sender) endTracking(err error) error {
+	s.disarm()
 	if !s.tracking {
 		return err
 	}

@@ -111,7 +111,7 @@ func (s *sender) precopy() error {
 		}
 		took := time.Since(roundBegan)
 		c.perPage = s.traffic.perPage()
-		c.ended(sample{pages: pages, bytes: s.flow.out.Load() - bytes, took: took, left: s.dirty.Count()})
+		c.ended(sample{pages: pages, bytes: s.flow.out.Load() - bytes, took: took, left: s.dirty.Count() + s.diskPages()})
 		s.told(c, took)
 		switch {
 		case s.o.Postcopy && c.expected() > s.o.Downtime:

@@ -79,7 +79,7 @@ func (s *sender) sent() Traffic {
 	return Traffic{
 		Total: s.flow.out.Load(), Back: s.flow.in.Load(),
 		Zero: b[kindZero].Load(), Named: b[kindNamed].Load(), Duplicate: b[kindDuplicate].Load(),
-		Raw: b[kindRaw].Load(), Zstd: b[kindZstd].Load(), Asked: b[kindAsked].Load(), State: b[kindState].Load(),
+		Raw: b[kindRaw].Load(), Zstd: b[kindZstd].Load(), Asked: b[kindAsked].Load(), State: b[kindState].Load(), Disk: b[kindDisk].Load(),
 	}
 }
 

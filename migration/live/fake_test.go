@@ -26,6 +26,7 @@ type world struct {
 	disks   atomic.Pointer[string] // who has the lock
 	runners atomic.Int32
 	blocks  sync.RWMutex // what is in layers
+	disk    *fakeDisk    // that is copied; nil for none
 }
 
 func (w *world) lock(who string) error {

@@ -27,6 +27,9 @@ func checkOffer(o Offer) error {
 	case len(o.Layers) > wire.MaxLayers:
 		return fmt.Errorf("%d layers, more than %d", len(o.Layers), wire.MaxLayers)
 	}
+	if err := checkDisks(&o); err != nil {
+		return err
+	}
 	end := memory.GPA(0)
 	for _, r := range o.RAM {
 		if r.Start < end || r.Size == 0 || r.Size > maxRAM || r.Start > maxRAM || (uint64(r.Start)|r.Size)%memory.PageSize != 0 {

@@ -67,6 +67,11 @@ type Options struct {
 	// Trusted says that the transport keeps bytes whole (TLS, ssh, loopback):
 	// pages are then sent straight from guest memory, without a checksum.
 	Trusted bool
+	// Disks says where the disks are, proven to be shared by default. With
+	// CopyLayers images that nobody writes and that the destination lacks are sent
+	// too.
+	Disks      Storage
+	CopyLayers bool
 	// NoNames sends bytes only.
 	NoNames bool
 	// Proof is by what names are proven, XXH3 by default.

@@ -56,6 +56,9 @@ type receiver struct {
 	round     uint32 // the last that ended
 	stoppedAt time.Time
 	pages     *incoming
+	images    []Image // of disks that are copied
+	target    atomic.Pointer[blockTarget]
+	blockBuf  []byte       // of the control reader
 	decided   atomic.Int32 // an Outcome
 }
 
@@ -157,6 +160,12 @@ func (r *receiver) arrive(vm DestinationVM) error {
 	}
 	r.pages, r.missing = newIncoming(r), r.mem.NewPageSet()
 	accept := wire.Accept{StallMillis: uint32(r.o.Stall.Milliseconds()), Ditto: r.o.Ditto}
+	if err := r.wantDisks(); err != nil {
+		return err
+	}
+	if r.target.Load() != nil {
+		accept.Capabilities |= wire.CanCopyDisks
+	}
 	if r.o.Postcopy {
 		accept.Capabilities |= wire.CanPostcopy
 	}
@@ -169,6 +178,11 @@ func (r *receiver) arrive(vm DestinationVM) error {
 	r.openConns()
 	if err := r.say(&accept); err != nil {
 		return err
+	}
+	if r.offer.Storage == StorageCopied {
+		if err := r.say(&wire.Images{Images: r.images}); err != nil {
+			return err
+		}
 	}
 	r.phase(PhaseCopy)
 	return r.rounds()
@@ -258,6 +272,10 @@ func (r *receiver) decode(f wire.Frame) (wire.Message, error) {
 		m = new(wire.Verify)
 	case wire.TypePrepare:
 		m = new(wire.Prepare)
+	case wire.TypeImageEnd:
+		m = new(wire.ImageEnd)
+	case wire.TypeBlocks:
+		return nil, r.takeBlocks(f)
 	case wire.TypeCommit:
 		m = new(wire.Commit)
 	case wire.TypeMissing:
@@ -294,6 +312,8 @@ func (r *receiver) rounds() error {
 			err = r.addSection(m)
 		case *wire.Verify:
 			err = r.verify(m)
+		case *wire.ImageEnd:
+			err = r.endImage(m)
 		case *wire.Prepare:
 			return r.construct(m)
 		default:

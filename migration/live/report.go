@@ -11,6 +11,7 @@ type Phase string
 // The phases, in their order.
 const (
 	PhaseConnect Phase = "connect"  // connections, offer, what the destination says to it
+	PhaseDisks   Phase = "disks"    // disks are copied, while the guest runs
 	PhaseNames   Phase = "names"    // finding out what pages equal
 	PhaseCopy    Phase = "copy"     // rounds, while the guest runs
 	PhaseStop    Phase = "stop"     // the guest stands still

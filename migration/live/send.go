@@ -38,6 +38,7 @@ type sender struct {
 	data     []*link // that pages travel on
 	workers  []*worker
 	limiter  *limiter
+	blocks   *blockSender // nil unless disks are copied
 
 	// named are pages that were sent by name: the next time they are sent as
 	// bytes, since a page that was written, or whose name did not hold, rarely
@@ -78,6 +79,7 @@ const (
 	kindZstd
 	kindAsked
 	kindState
+	kindDisk
 	kinds
 )
 
@@ -172,6 +174,9 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if s.offer, err = s.vm.Offer(s.run); err != nil {
 		return err
 	}
+	if err := s.describe(); err != nil {
+		return err
+	}
 	s.events.begin(s.offer.Name)
 	s.mem = s.vm.Memory()
 	s.report.RAM = s.mem.Size()
@@ -185,6 +190,9 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 		return err
 	}
 	s.tracking = true
+	if err := s.sendDisks(); err != nil {
+		return err
+	}
 	if err := s.nameAll(); err != nil {
 		return err
 	}
@@ -244,10 +252,16 @@ func (s *sender) connect() error {
 	if lacks := s.o.capabilities() &^ accept.Capabilities; lacks&wire.CanPostcopy != 0 {
 		return errors.New("the destination cannot do post-copy; leave it away, or look there what ditto doctor says of userfaultfd")
 	}
+	if s.o.Disks == StorageCopied && accept.Capabilities&wire.CanCopyDisks == 0 {
+		return errors.New("the destination cannot take copies of disks: update ditto there, or share them")
+	}
 	s.setTick(min(s.o.Stall, time.Duration(accept.StallMillis)*time.Millisecond))
 	s.held = make([]bool, len(s.offer.Layers))
 	for i := range s.held {
 		s.held[i] = accept.Holds(i)
+	}
+	if err := s.agree(); err != nil {
+		return err
 	}
 	return s.connectData()
 }
@@ -274,6 +288,9 @@ func (o Options) capabilities() (c wire.Capabilities) {
 	if o.Postcopy || o.OnTimeout == TimeoutPostcopy {
 		c |= wire.CanPostcopy
 	}
+	if o.Disks == StorageCopied {
+		c |= wire.CanCopyDisks
+	}
 	return c
 }
 
@@ -294,6 +311,10 @@ func (s *sender) decode(f wire.Frame) (wire.Message, error) {
 		m = new(wire.Ready)
 	case wire.TypeRunning:
 		m = new(wire.Running)
+	case wire.TypeImages:
+		m = new(wire.Images)
+	case wire.TypeImageDone:
+		m = new(wire.ImageDone)
 	case wire.TypePulled:
 		m = new(wire.Pulled)
 	case wire.TypeWant:

@@ -56,6 +56,9 @@ func (s *sender) firstRound() error {
 	if err := s.beginRound(s.mem.Size()>>memory.PageShift, s.stopped.Load()); err != nil {
 		return err
 	}
+	if err := s.sendWritten(); err != nil {
+		return err
+	}
 	if err := s.sendHoles(holes); err != nil {
 		return err
 	}
@@ -69,6 +72,9 @@ func (s *sender) firstRound() error {
 // that what is written from now on is collected next.
 func (s *sender) nextRound(pages *memory.PageSet, names bool) error {
 	if err := s.beginRound(pages.Count(), false); err != nil {
+		return err
+	}
+	if err := s.sendWritten(); err != nil {
 		return err
 	}
 	if err := s.sendPages(pages, names); err != nil {

@@ -27,6 +27,14 @@ type Offer struct {
 	CPU state.Section `json:"cpu"`
 	// Layers are what names of pages refer to, by their index.
 	Layers []Layer `json:"layers"`
+	// Storage says how the other side comes by the disks; CopyLayers lets it ask
+	// for images that nobody writes, too. Disks are those of the configuration.
+	Storage    Storage `json:"storage,omitempty"`
+	CopyLayers bool    `json:"copy_layers,omitempty"`
+	Disks      []Disk  `json:"disks,omitempty"`
+	// Bases are images of the destination's host in which it looks for layers
+	// that it lacks. They are not sent.
+	Bases []string `json:"-"`
 	// Untracked says that nobody knows which pages the guest writes: it stands
 	// still before the first one is sent.
 	Untracked bool `json:"untracked,omitempty"`
@@ -63,6 +71,8 @@ type SourceVM interface {
 	Offer(ctx context.Context) (Offer, error)
 	// Memory is the guest's memory, which may be read at any time.
 	Memory() *memory.Space
+	// Blocks reads the VM's disks; nil if they cannot be copied.
+	Blocks() BlockSource
 	// Begin lets writes be tracked: what Collect returns first is all that was
 	// written since. Who works on memory beside the guest stands still until End.
 	// It fails when the VM is saved or migrated already.
@@ -103,6 +113,8 @@ type DestinationVM interface {
 type Arrival interface {
 	// Memory is the guest's memory, all holes.
 	Memory() *memory.Space
+	// Blocks takes the disks that are copied; nil if none can be.
+	Blocks() BlockTarget
 	// Layer reads a layer of the offer from what lies here. It is nil if that
 	// layer is not here. Bytes may be stale: each page is proven by its digest. One
 	// that is a [Learner] hears of pages that were.

@@ -40,6 +40,10 @@ const (
 	TypeMissing                    // S: pages that come after the commit (post-copy)
 	TypeRequest                    // D: pages that somebody waits for (post-copy)
 	TypePulled                     // D: nothing is missing any more (post-copy)
+	TypeImages                     // D: images of disks that it wants
+	TypeBlocks                     // S: a range of an image
+	TypeImageEnd                   // S: an image was sent once
+	TypeImageDone                  // D: it is there
 	types
 )
 
@@ -104,12 +108,16 @@ var limits = [types]limit{
 	TypeMissing:    {MaxHead, 0},
 	TypeRequest:    {MaxHead, 0},
 	TypePulled:     {0, 0},
+	TypeImages:     {maxSmall, 0},
+	TypeBlocks:     {blocksSize, MaxPayload},
+	TypeImageEnd:   {2, 0},
+	TypeImageDone:  {2, 0},
 }
 
 var typeNames = [types]string{
 	"", "hello", "offer", "accept", "fail", "alive", "round", "zero", "names", "duplicates", "raw", "zstd", "barrier",
 	"round end", "want", "round done", "section", "verify", "prepare", "ready", "commit", "running", "outcome",
-	"missing", "request", "pulled",
+	"missing", "request", "pulled", "images", "blocks", "image end", "image done",
 }
 
 // String returns the type's name.

@@ -12,6 +12,7 @@ import (
 // the checksum does not hide the decoders; what a decoder accepts is the same
 // again after it was sent and read.
 func FuzzFrames(f *testing.F) {
+	f.Add(AppendBlocks(nil, Blocks{Image: 1, Zeros: true, Offset: 1 << 33, Length: 1 << 20}, 0), true)
 	for _, b := range goldenBytes() {
 		f.Add(b, true)
 		f.Add(b, false)
@@ -92,6 +93,15 @@ func checkFrame(t *testing.T, f Frame) {
 			checkRuns(m.Runs, uint64(m.Pages))
 			if m.Pages > MaxBatch {
 				t.Errorf("%d pages", m.Pages)
+			}
+		}
+	case TypeBlocks:
+		if m, err := ParseBlocks(f); err == nil {
+			if m.Image >= MaxImages || m.Length == 0 || m.Zeros == (f.Payload > 0) || m.Offset+m.Length > maxDisk {
+				t.Errorf("blocks %+v", m)
+			}
+			if again := AppendBlocks(nil, m, f.Payload); !bytes.Equal(again[HeaderSize:], f.Head) {
+				t.Errorf("%+v is not %x", m, f.Head)
 			}
 		}
 	case TypeRequest:

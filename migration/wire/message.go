@@ -13,6 +13,8 @@ type Capabilities uint32
 const (
 	// CanPostcopy: pages may come after the commit.
 	CanPostcopy Capabilities = 1 << iota
+	// CanCopyDisks: the blocks of disks may come over the wire.
+	CanCopyDisks
 )
 
 // Digests are by what names are proven.

@@ -40,6 +40,9 @@ var golden = map[string]Message{
 	"running":    &Running{Nanos: 56e6},
 	"outcome":    &Answer{Outcome: OutcomeCommitted},
 	"pulled":     &Pulled{},
+	"images":     &Images{Images: []Image{{Disk: 1, Depth: 1, Floor: NoFloor}, {Disk: 1, Depth: 0, Floor: 1}}},
+	"image-end":  &ImageEnd{Image: 1},
+	"image-done": &ImageDone{Image: 1},
 }
 
 // goldenBytes are the bytes of everything that is sent.
@@ -55,6 +58,8 @@ func goldenBytes() map[string][]byte {
 	for name, t := range map[string]Type{"zero": TypeZero, "want": TypeWant, "missing": TypeMissing} {
 		all[name] = Finish(append(Begin(nil), runs...), 0, t, 0, 0)
 	}
+	blocks := AppendBlocks(nil, Blocks{Image: 2, Offset: 65536, Length: 512, Digest: [DigestSize]byte{0xd1, 15: 2}}, 512)
+	all["blocks"] = append(blocks, bytes.Repeat([]byte{7}, 512)...)
 	names := AppendName(Begin(nil), 0x20, 0x99, 3, 2)
 	names = append(names, bytes.Repeat([]byte{0xd1}, 2*DigestSize)...)
 	all["names"] = Finish(names, 0, TypeNames, 0, 0)
@@ -138,6 +143,9 @@ func TestCut(t *testing.T) {
 func TestFlipped(t *testing.T) {
 	for name, all := range goldenBytes() {
 		size := len(all)
+		if name == "blocks" {
+			size = HeaderSize + blocksSize
+		}
 		if name == "zstd" || name == "raw" { // payloads are summed by who reads them
 			size = HeaderSize + 8 + RunSize
 		}
@@ -187,6 +195,11 @@ func parseAny(r *Reader, f Frame) error {
 	case TypeRequest:
 		_, err := ParseRequest(f)
 		return err
+	case TypeBlocks:
+		if _, err := ParseBlocks(f); err != nil {
+			return err
+		}
+		return r.ReadPayload(make([]byte, f.Payload))
 	case TypeRaw, TypeZstd:
 		if _, err := ParseBytes(f); err != nil {
 			return err
