@@ -44,8 +44,11 @@ const (
 	longestRest = 16
 	// mostPatience bounds the doubling of Quiet for a frame: 256 times.
 	mostPatience = 8
-	// busyShare is what is left of the budgets while the guest does I/O.
+	// busyShare is what is left of the budgets while the guest does I/O, and
+	// busyRest how many times the length of a step the rest is that follows:
+	// what names then cost of a core stays below what I/O can notice.
 	busyShare = 4
+	busyRest  = 50
 )
 
 // FrameBook is what the prover needs of [memory.Frames].
@@ -88,6 +91,7 @@ type Prover struct {
 	watches []watch
 	cursor  int    // number of the frame where the next window begins
 	seen    uint64 // names recorded when the last step began
+	busy    bool   // the guest did I/O before the last step
 	// Told once: a layer cannot be read, a frame cannot be made large.
 	toldRead, toldLarge bool
 
@@ -164,8 +168,16 @@ func (p *Prover) Run(ctx context.Context) {
 		default:
 			rest, told = min(rest*2, longestRest), false
 		}
-		timer.Reset(max(p.policy.Interval*rest, memory.KeeperShare*p.now().Sub(began)))
+		timer.Reset(max(p.policy.Interval*rest, p.resting()*p.now().Sub(began)))
 	}
+}
+
+// resting is how many times the length of a step the rest is that follows it.
+func (p *Prover) resting() time.Duration {
+	if p.busy {
+		return busyRest
+	}
+	return memory.KeeperShare
 }
 
 // Settle drops the names of pages that were written since they were proven. On
@@ -248,7 +260,7 @@ func (p *Prover) Step(ctx context.Context) (waiting bool, err error) {
 	p.proof.read = 0
 	p.left = budget{p.policy.Hashes, p.policy.Collapse, p.policy.Read}
 	recorded := p.table.stats.recorded.Load()
-	if recorded != p.seen {
+	if p.busy = recorded != p.seen; p.busy {
 		p.left.hashes /= busyShare
 		p.left.read /= busyShare
 	}
