@@ -81,6 +81,11 @@ type Options struct {
 	Postcopy    bool               `json:"postcopy,omitempty"`
 	Verify      bool               `json:"verify,omitempty"`
 	Stall       time.Duration      `json:"stall_ns,omitempty"`
+	Disks       live.Storage       `json:"disks,omitempty"`
+	CopyLayers  bool               `json:"copy_layers,omitempty"`
+	// Shared and SameHost are as of [live.Options].
+	Shared   bool `json:"shared,omitempty"`
+	SameHost bool `json:"same_host,omitempty"`
 }
 
 // TLS is what a machine shows to the destination, and what it wants to see.
@@ -110,6 +115,10 @@ func (o Options) Check() error {
 		return fmt.Errorf("compression %q: use none or zstd", o.Compression)
 	case o.OnTimeout != "" && o.OnTimeout != live.TimeoutAbort && o.OnTimeout != live.TimeoutStop && o.OnTimeout != live.TimeoutPostcopy:
 		return fmt.Errorf("on-timeout %q: use abort, stop or postcopy", o.OnTimeout)
+	case o.Disks != live.StorageProven && o.Disks != live.StorageShared && o.Disks != live.StorageCopied:
+		return fmt.Errorf("disks %q: use shared or copy", o.Disks)
+	case o.CopyLayers && o.Disks != live.StorageCopied:
+		return errors.New("--copy-layers is for --disks copy")
 	}
 	for _, d := range []time.Duration{o.Downtime, o.Timeout, o.Stall} {
 		if d < 0 || d > maxTime {
@@ -127,6 +136,7 @@ func (o Options) Check() error {
 // live returns the options as a migration takes them.
 func (o Options) live() live.Options {
 	return live.Options{
+		Disks: o.Disks, CopyLayers: o.CopyLayers,
 		Connections: o.Connections, Trusted: o.Trusted || o.TLS != nil, NoNames: o.NoNames,
 		Proof: o.Proof, Compression: o.Compression, Bandwidth: o.Bandwidth,
 		Downtime: o.Downtime, Timeout: o.Timeout, OnTimeout: o.OnTimeout, NoThrottle: o.NoThrottle,

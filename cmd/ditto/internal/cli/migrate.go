@@ -34,7 +34,8 @@ type migrateFlags struct {
 	downtime, timeout   time.Duration
 	postcopy, noNames   bool
 	noThrottle, asJSON  bool
-	verify              bool
+	verify, copyLayers  bool
+	disks               string
 	connectionsWereSaid bool
 }
 
@@ -92,6 +93,8 @@ func (f *migrateFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.noNames, "no-names", false, "send all memory as bytes")
 	fs.BoolVar(&f.noThrottle, "no-throttle", false, "never slow down a guest that writes faster than memory can be sent")
 	fs.BoolVar(&f.verify, "verify", false, "compare digests of all memory while the guest stands still, which takes time from it")
+	fs.StringVar(&f.disks, "disks", "", "where the disks are: shared (both hosts see the same files) or copy (their blocks are sent); default shared if the destination can prove it")
+	fs.BoolVar(&f.copyLayers, "copy-layers", false, "with --disks copy, send images below the disks, too, if the destination lacks them")
 	fs.StringVar(&f.serverName, "tls-server-name", "", "`NAME` that the destination's certificate must be for; default the host of tcp://")
 	fs.StringVar(&f.ssh, "ssh", "ssh", "the ssh `COMMAND` for ssh://, with options")
 	fs.StringArrayVar(&f.receive, "receive", nil, "an `OPTION` for 'ditto receive' at the other end of ssh://; repeat for more")
@@ -102,6 +105,7 @@ func (f *migrateFlags) add(cmd *cobra.Command) {
 	}
 	complete("on-timeout", string(live.TimeoutAbort), string(live.TimeoutStop), string(live.TimeoutPostcopy))
 	complete("compress", string(live.Uncompressed), string(live.Zstd))
+	complete("disks", string(live.StorageShared), string(live.StorageCopied))
 	complete("proof", string(live.ProofXXH3), string(live.ProofBLAKE3))
 }
 
@@ -126,6 +130,7 @@ func (f *migrateFlags) options(d destination) (o remotemigrate.Options, err erro
 		Where: d.text, Connections: f.connections, NoNames: f.noNames, Proof: live.Proof(f.proof),
 		Compression: live.Compression(f.compress), Bandwidth: bandwidth, Downtime: f.downtime, Timeout: f.timeout,
 		OnTimeout: live.TimeoutPolicy(f.onTimeout), NoThrottle: f.noThrottle, Postcopy: f.postcopy, Verify: f.verify,
+		Disks: live.Storage(f.disks), CopyLayers: f.copyLayers,
 	}
 	if len(d.ssh) > 0 {
 		if f.connectionsWereSaid && f.connections != 0 {

@@ -30,12 +30,13 @@ type receiveFlags struct {
 type arrivalFlags struct{ runFlags }
 
 // arrivalFlagNames are those of arrivalFlags.
-var arrivalFlagNames = []string{"name", "disk", "kernel", "initrd", "net", "forward", "sandbox"}
+var arrivalFlagNames = []string{"name", "disk", "base", "kernel", "initrd", "net", "forward", "sandbox"}
 
 func (f *arrivalFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	f.text(fs, "name", "n", "NAME", "", "the machine's name here; default the one it has", func(c *config.Config, s string) error { c.Name = s; return nil })
 	fs.Var(&listValue{kind: "N=PATH", check: checkDiskPlaces}, "disk", "where the machine's disk N (0 is the first) is here; default the same path; repeat for more")
+	fs.Var(&listValue{kind: "PATH", check: func([]string) error { return nil }}, "base", "an image that disks may be stacked on that come without theirs (--disks copy); repeat for more")
 	f.text(fs, "kernel", "k", "PATH", "", "where the machine's kernel is here; default the same path", func(c *config.Config, s string) error { c.Kernel = s; return nil })
 	f.text(fs, "initrd", "i", "PATH", "", "where the machine's initrd is here; default the same path", func(c *config.Config, s string) error { c.Initrd = s; return nil })
 	f.list(fs, "net", "", "NET", "a network instead of the machine's own, in their order; as for ditto run", setNets)
@@ -225,6 +226,7 @@ func arrivalConfig(o *live.Offer, words []string) (config.Config, error) {
 			l.Path = m.config.Initrd
 		}
 	}
+	o.Bases = cmd.Flags().Lookup("base").Value.(*listValue).texts
 	places := cmd.Flags().Lookup("disk").Value.(*listValue).texts
 	return m.config, placeDisks(&m.config, o, places)
 }
