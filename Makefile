@@ -37,7 +37,7 @@ test: setup ## run all tests: vet, unit, native KVM, and the lab batch
 	@echo "make test: all passed"
 
 unit: ## run the tests that need no Linux guest, with small counts
-	$(if $(wildcard /dev/kvm),DITTO_REQUIRE_KVM=1) $(GO) test ./...
+	$(if $(wildcard /dev/kvm),DITTO_REQUIRE_KVM=1) $(GO) test -timeout 25m ./...
 
 lab-test: ## run the tests that need Linux guests, in emulated hosts
 	$(GO) run ./cmd/ditto-lab prepare

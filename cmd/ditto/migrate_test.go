@@ -260,7 +260,7 @@ func TestMigrateRefused(t *testing.T) {
 	}{
 		"name":         {[]string{"--name", "taken"}, nil, 18, "a machine of that name is running", "a machine of that name is running"},
 		"no disk":      {[]string{"--disk", "0=/absent.img"}, nil, 18, "/absent.img", "/absent.img"},
-		"another disk": {[]string{"--disk", "0=" + small}, nil, 18, "4096 bytes here", "4096 bytes here"},
+		"another disk": {[]string{"--disk", "0=" + small}, nil, 18, "share it, or have it copied", "share it, or have it copied"},
 		"too many":     {[]string{"--disk", "1=" + small}, nil, 18, "the machine has 1 disks", "the machine has 1 disks"},
 		"wrong CA":     {ours, theirs, 18, "not signed by an authority of --tls-ca", "refuses this host's certificate"},
 		"no TLS there": {nil, ours, 18, "TLS", ""},

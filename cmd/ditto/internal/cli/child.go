@@ -101,6 +101,12 @@ func (e *Env) startChild(ctx context.Context, job childJob) (*child, error) {
 	return c, nil
 }
 
+// rest is what is left of a file of which a part was read ahead.
+type rest struct {
+	io.Reader
+	io.Closer
+}
+
 // childMain is a machine's process.
 func (e *Env) childMain() int {
 	answer := os.NewFile(answerFD, "answer")
@@ -113,11 +119,13 @@ func (e *Env) childMain() int {
 	unix.CloseOnExec(jobFD)
 	var job childJob
 	jobs := os.NewFile(jobFD, "job")
-	if err := json.NewDecoder(io.LimitReader(jobs, maxJobBytes)).Decode(&job); err != nil {
+	words := json.NewDecoder(io.LimitReader(jobs, maxJobBytes))
+	if err := words.Decode(&job); err != nil {
 		return fail(fmt.Errorf("the machine's process got no job: %w: use ditto run", err))
 	}
 	if job.Receive != nil {
-		return e.receiveMain(*job.Receive, jobs, answer)
+		// What was said behind the job may have been read with it.
+		return e.receiveMain(*job.Receive, rest{io.MultiReader(words.Buffered(), jobs), jobs}, answer)
 	}
 	_ = jobs.Close()
 	r, err := e.Registry()

@@ -55,7 +55,7 @@ const outcomesFolder = ".migrations"
 
 // receiveMain is a process that receives a machine and becomes it. jobs stays
 // open as long as somebody waits for it.
-func (e *Env) receiveMain(job receiveJob, jobs, answer *os.File) int {
+func (e *Env) receiveMain(job receiveJob, jobs io.ReadCloser, answer *os.File) int {
 	tell := &teller{out: json.NewEncoder(answer)}
 	fail := func(err error) int {
 		code := vmproc.Classify(err)
@@ -95,7 +95,7 @@ func (e *Env) receiveMain(job receiveJob, jobs, answer *os.File) int {
 // watch returns a channel that is closed when the process at the other end of the
 // pipe has ended, or does not care any more, and one that is closed when it wants
 // the migration to end.
-func watch(pipe *os.File) (gone, canceled <-chan struct{}) {
+func watch(pipe io.ReadCloser) (gone, canceled <-chan struct{}) {
 	end, wish := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(end)
