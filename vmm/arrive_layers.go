@@ -104,7 +104,7 @@ func (r *layerReaders) match(i int, l live.Layer) error {
 	case sameLayer(l, string(here.Format()), size):
 		r.layers[i] = here
 	case l.Depth == 0:
-		return fmt.Errorf("disk %d of the VM is %s (%s) of %d bytes there, and %s (%s) of %d bytes here: share it, or copy it first",
+		return fmt.Errorf("disk %d of the VM is %s (%s) of %d bytes there, and %s (%s) of %d bytes here: share it, or have it copied with 'ditto migrate --disks copy'",
 			l.Disk, l.Path, l.Format, l.Size, here.Path(), here.Format(), size)
 	}
 	return nil
