@@ -83,9 +83,6 @@ type Options struct {
 	Stall       time.Duration      `json:"stall_ns,omitempty"`
 	Disks       live.Storage       `json:"disks,omitempty"`
 	CopyLayers  bool               `json:"copy_layers,omitempty"`
-	// Shared and SameHost are as of [live.Options].
-	Shared   bool `json:"shared,omitempty"`
-	SameHost bool `json:"same_host,omitempty"`
 }
 
 // TLS is what a machine shows to the destination, and what it wants to see.
