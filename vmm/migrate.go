@@ -38,8 +38,9 @@ type departure struct {
 
 // standing is a VM that stands still for a migration, until that is decided.
 type standing struct {
-	decided chan struct{} // closed then
-	closed  bool
+	decided   chan struct{} // closed then
+	committed chan struct{} // closed when it runs elsewhere and its memory is needed here
+	closed    bool
 }
 
 // errAway is why a VM does not run.

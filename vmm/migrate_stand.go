@@ -18,7 +18,7 @@ func (d *departure) Pause(ctx context.Context) error {
 		if d.offered.Paused == d.paused.ours || d.m.pauseCalls != d.calls {
 			return fmt.Errorf("somebody has paused or resumed the VM since it was offered: try again: %w", api.ErrWrongState)
 		}
-		d.m.standing = &standing{decided: make(chan struct{})}
+		d.m.standing = &standing{decided: make(chan struct{}), committed: make(chan struct{})}
 		return nil
 	}, d.ended)
 }
@@ -135,6 +135,17 @@ func (d *departure) End() error {
 	return d.disks.forgetWitnesses()
 }
 
+// Committed implements [live.SourceVM].
+func (d *departure) Committed() <-chan struct{} {
+	m := d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.standing; s != nil {
+		close(s.committed)
+	}
+	return m.ended
+}
+
 // Left implements [live.SourceVM].
 func (d *departure) Left(where string) {
 	d.m.log.Info("the guest runs somewhere else now", "where", where)
@@ -155,7 +166,8 @@ func (m *VM) mayRun() error {
 }
 
 // decided waits until it is decided where a VM runs that stands still for a
-// migration: a guest that is ended in that moment would go on elsewhere.
+// migration: a guest that is ended in that moment would go on elsewhere. One that
+// does, and whose memory is not all there yet, is waited for, too.
 func (m *VM) decided(ctx context.Context) error {
 	m.mu.Lock()
 	s := m.standing
@@ -168,5 +180,21 @@ func (m *VM) decided(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// decidedOrGone is decided, but does not wait for memory: who ends the VM here by
+// force gives up the guest that needs it.
+func (m *VM) decidedOrGone() {
+	m.mu.Lock()
+	s := m.standing
+	m.mu.Unlock()
+	if s == nil {
+		return
+	}
+	select {
+	case <-s.decided:
+	case <-s.committed:
+		m.log.Warn("ended before the guest had all of its memory where it runs now: it will stand still there when it needs the rest")
 	}
 }

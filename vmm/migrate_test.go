@@ -399,6 +399,48 @@ func (r *saveRig) stays(what string) {
 
 // TestMigrateInDoubt: between giving up its disks and taking them back nothing
 // lets a VM run but the migration, and not even that when somebody else has
+
+// TestMigrateKilledAfterCommit: until it is decided where the guest runs, a kill
+// waits; afterwards it does not, even if memory is still needed.
+func TestMigrateKilledAfterCommit(t *testing.T) {
+	r := newSaveRig(t, saveSpec, nil)
+	ctx := deadline(t)
+	s := r.m.MigrationSource()
+	_, err := s.Offer(ctx)
+	for _, step := range []func(context.Context) error{s.Begin, s.Pause, s.ReleaseDisks} {
+		if err == nil {
+			err = step(ctx)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		r.m.Kill()
+	}()
+	select {
+	case <-killed:
+		t.Fatal("killed while it was not decided")
+	case <-time.After(50 * time.Millisecond):
+	}
+	ended := s.Committed()
+	for _, done := range []<-chan struct{}{killed, ended} {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			t.Fatal("a kill waits for memory that nobody may fetch any more")
+		}
+	}
+	if err := s.End(); err != nil {
+		t.Error(err)
+	}
+	if e, err := r.m.Wait(ctx); err != nil || e.Reason != ExitKilled {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
 // written them.
 func TestMigrateInDoubt(t *testing.T) {
 	r := newSaveRig(t, saveSpec, nil)

@@ -293,9 +293,10 @@ func (m *VM) PowerButton() error {
 }
 
 // Kill ends the guest at once. Disks are flushed, the guest is not asked. One
-// that is about to go on elsewhere is ended if it does not.
+// that is about to go on elsewhere is ended if it does not. One that runs there
+// already, and lacks pages that are here, loses them.
 func (m *VM) Kill() {
-	_ = m.decided(context.Background()) // it cannot fail
+	m.decidedOrGone()
 	m.end(Exit{Reason: ExitKilled})
 }
 

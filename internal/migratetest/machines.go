@@ -169,6 +169,9 @@ func (s *Source) ReclaimDisks(context.Context) error { return s.world.lock(s.who
 // End implements live.SourceVM.
 func (s *Source) End() error { return nil }
 
+// Committed implements live.SourceVM: nobody ends this one.
+func (s *Source) Committed() <-chan struct{} { return nil }
+
 // Left implements live.SourceVM.
 func (s *Source) Left(where string) { s.Gone <- where }
 

@@ -92,6 +92,7 @@ type fakeVM struct {
 	throttled atomic.Int32 // the most
 	left      string
 	names     func() error
+	ended     chan struct{} // closed by who ends it after the commit
 	untracked bool
 	// collect is what Collect does, if not what it should: to break it.
 	collect func(into *memory.PageSet)
@@ -299,6 +300,8 @@ func (vm *fakeVM) ReclaimDisks(context.Context) error {
 	}
 	return vm.w.lock("source")
 }
+
+func (vm *fakeVM) Committed() <-chan struct{} { return vm.ended }
 
 func (vm *fakeVM) Left(where string) { vm.left = "left to " + where }
 

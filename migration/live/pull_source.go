@@ -72,23 +72,40 @@ func (s *sender) request(f wire.Frame) error {
 	}
 }
 
+// errEndedEarly: what the guest at the destination lacks is nowhere any more.
+var errEndedEarly = errors.New("the source was ended before the destination had all of the guest's memory")
+
 // pull serves pages until the destination has them all. The guest runs there, so
-// that nothing ends this but the destination: connections are made again.
+// that nothing ends this but the destination, or who ends the VM here: connections
+// are made again.
 func (s *sender) pull(connected bool) error {
 	s.phase(PhasePull)
 	began := time.Now()
 	defer func() { s.report.Pull = time.Since(began) }()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	ended := s.vm.Committed()
+	go func() {
+		select {
+		case <-ended:
+			cancel(errEndedEarly)
+		case <-ctx.Done():
+		}
+	}()
 	for {
 		if connected {
-			err := s.servePages()
+			err := s.servePages(ctx)
 			if err == nil {
 				return nil
 			}
 			_ = s.control.conn.Close()
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			s.events.tell(true, s.sent(), func(e *Event) { e.Error = "the guest there waits for pages; connecting again: " + err.Error() })
 			s.o.Log.Warn("the guest waits for pages; connecting again", "vm", s.offer.Name, "err", err)
 		}
-		if err := s.redial(); err != nil {
+		if err := s.redial(ctx); err != nil {
 			return err
 		}
 		connected = true
@@ -98,7 +115,10 @@ func (s *sender) pull(connected bool) error {
 
 // servePages sends what is asked for, until nothing is missing or the connection
 // ends.
-func (s *sender) servePages() error {
+func (s *sender) servePages(ctx context.Context) error {
+	serving := s.session
+	stop := context.AfterFunc(ctx, func() { serving.end(context.Cause(ctx)) })
+	defer stop()
 	s.stopped.Store(false)
 	s.makeWorkers()
 	var wg sync.WaitGroup
@@ -126,11 +146,11 @@ func (s *sender) servePages() error {
 	return err
 }
 
-// redial connects until it succeeds, or the destination says that it needs no
-// pages.
-func (s *sender) redial() error {
+// redial connects until it succeeds, the destination says that it needs no pages,
+// or the context ends.
+func (s *sender) redial(ctx context.Context) error {
 	for {
-		conn, err := greet(context.Background(), s.dial, wire.Preamble{Role: wire.RolePull, Token: s.token}, s.o.Stall)
+		conn, err := greet(ctx, s.dial, wire.Preamble{Role: wire.RolePull, Token: s.token}, s.o.Stall)
 		var refused *PeerError
 		if errors.As(err, &refused) {
 			return fmt.Errorf("the destination did not say that it has all of memory, and wants no more: look whether the VM runs there: %w", err)
@@ -146,6 +166,10 @@ func (s *sender) redial() error {
 			s.start(s.decode)
 			return nil
 		}
-		time.Sleep(redialInterval)
+		select {
+		case <-time.After(redialInterval):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }

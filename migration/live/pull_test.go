@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,5 +135,59 @@ func TestPullGivenUp(t *testing.T) {
 	}
 	if row := p.Row(70); row != (memory.Range{Start: 64 << 12, Size: 64 << 12}) {
 		t.Error(fmt.Sprint(row))
+	}
+}
+
+// TestPostcopySourceEnded: whoever ends the source by force while the guest at the
+// destination still needs its memory is not kept waiting, connected or not.
+func TestPostcopySourceEnded(t *testing.T) {
+	for name, connected := range map[string]bool{"connected": true, "destination gone": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 600)
+			vm := newFakeVM(w, 8<<20)
+			vm.fill(1)
+			vm.guest, vm.ended = dirtyWriter, make(chan struct{})
+			h := &fakeHost{w: w}
+			vm.startFirst()
+			n := loopback(t)
+			var mu sync.Mutex
+			var conns []net.Conn
+			cut := false
+			dial := func(ctx context.Context) (net.Conn, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if cut {
+					return nil, errors.New("no route to host")
+				}
+				c, err := n.dial(ctx)
+				conns = append(conns, c)
+				return c, err
+			}
+			o := Options{Postcopy: true, Connections: 1, Downtime: 1, Events: func(e Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				if e.Phase != PhasePull || cut {
+					return
+				}
+				cut = true
+				if connected {
+					close(vm.ended)
+					return
+				}
+				for _, c := range conns {
+					_ = c.Close()
+				}
+				time.AfterFunc(100*time.Millisecond, func() { close(vm.ended) })
+			}}
+			receiving, end := context.WithCancel(context.Background())
+			var wg sync.WaitGroup
+			wg.Go(func() { _, _ = Receive(receiving, h, n.accept, ReceiveOptions{Postcopy: true}) })
+			r, err := Send(t.Context(), vm, dial, o)
+			end()
+			wg.Wait()
+			if !errors.Is(err, errEndedEarly) || r.Outcome != OutcomeCommitted || vm.runs() {
+				t.Errorf("%v, outcome %v, the guest runs here: %v", err, r.Outcome, vm.runs())
+			}
+		})
 	}
 }

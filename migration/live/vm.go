@@ -97,6 +97,10 @@ type SourceVM interface {
 	ReclaimDisks(ctx context.Context) error
 	// End undoes Begin: the VM stays as it is, running or paused.
 	End() error
+	// Committed says that the guest runs somewhere else and never here again, but
+	// that its memory is still needed (post-copy). The channel is closed when
+	// somebody ends the VM nevertheless.
+	Committed() (ended <-chan struct{})
 	// Left ends the VM, which runs somewhere else now.
 	Left(where string)
 }
