@@ -150,6 +150,35 @@ func TestTargetsExist(t *testing.T) {
 	}
 }
 
+// TestProofsCommands: every command of the table of proofs runs a test, for each of
+// the names that it gives. One that finds none passes, and shows nothing.
+func TestProofsCommands(t *testing.T) {
+	t.Chdir("../..")
+	table, err := os.ReadFile(ProofsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := regexp.MustCompile("`[^`]*-run '?([^' `]+)'? ([^`]*)`").FindAllSubmatch(table, -1)
+	if len(commands) < 20 {
+		t.Fatalf("%d commands found in %s", len(commands), ProofsPath)
+	}
+	for _, c := range commands {
+		var names []string
+		pkgs, err := listPackages(t.Context(), strings.Fields(string(c[2]))...)
+		if err != nil {
+			t.Fatalf("%s: %v", c[0], err)
+		}
+		for _, p := range pkgs {
+			names = append(names, testNames(t, p)...)
+		}
+		for name := range strings.SplitSeq(strings.ReplaceAll(string(c[1]), `\|`, "|"), "|") {
+			if re := regexp.MustCompile(name); !slices.ContainsFunc(names, re.MatchString) {
+				t.Errorf("%s: no test is called %s", c[0], name)
+			}
+		}
+	}
+}
+
 // testNames reads the names of a package's tests.
 func testNames(t *testing.T, p testPackage) []string {
 	t.Helper()
