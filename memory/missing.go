@@ -353,8 +353,13 @@ func (m *Missing) fill(run Range) error {
 	return failed
 }
 
+// fetch reads and places pages. Two may fetch the same, and a source need not have
+// twice what came: an error about pages of which none waits any more is none.
 func (m *Missing) fetch(run Range, buf []byte) error {
 	if err := m.source.ReadPages(run.Start.GFN(), buf); err != nil {
+		if m.waiting.CountIn(run.Start, run.Size) == 0 {
+			return nil
+		}
 		return err
 	}
 	if err := m.place(run, buf); err != nil {

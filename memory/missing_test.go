@@ -626,3 +626,43 @@ func TestMissingRefused(t *testing.T) {
 		t.Errorf("a file over missing pages: %v", err)
 	}
 }
+
+// TestMissingTwice: two fetch one page, and the source does not have it any more
+// when it answers the second. Nothing is missing, so nothing has failed.
+func TestMissingTwice(t *testing.T) {
+	s := newSpace(t, memory.Config{Size: 4 << 20})
+	started, placed := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	src := &patterned{seed: 3, bad: map[memory.GFN]error{}}
+	src.before = func(gfn memory.GFN) {
+		late := false
+		once.Do(func() { late = true })
+		if !late {
+			return
+		}
+		close(started)
+		<-placed
+		src.mu.Lock()
+		defer src.mu.Unlock()
+		src.bad[gfn] = errors.New("it is gone")
+	}
+	r := memory.Range{Start: 5 * page, Size: page}
+	m := missing(t, s, src, []memory.Range{r}, memory.MissingOptions{Failed: func(err error) { t.Error(err) }})
+	first := make(chan error, 1)
+	go func() { first <- m.Fetch(context.Background(), r) }()
+	<-started
+	if err := m.Fetch(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	close(placed)
+	if err := <-first; err != nil {
+		t.Errorf("a page that is here has failed: %v", err)
+	}
+	if !m.Done() {
+		t.Error("something is missing")
+	}
+	got := make([]byte, page)
+	if err := s.ReadAt(got, r.Start); err != nil || !bytes.Equal(got, src.page(5)) {
+		t.Errorf("wrong bytes, %v", err)
+	}
+}

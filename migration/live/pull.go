@@ -269,6 +269,10 @@ func (p *puller) page(gfn memory.GFN, bytes []byte) {
 // errGivenUp is what who waits for pages hears when the VM is ended.
 var errGivenUp = errors.New("pages that are missing were given up")
 
+// errAllArrived is what who asks for a page hears that came already: two may ask for
+// one page, and the second of them when nobody serves pages any more.
+var errAllArrived = errors.New("all pages have arrived")
+
 // pull serves the guest that runs already with what is missing, until nothing is
 // or the context ends. Connections may come and go.
 func (r *receiver) pull(ctx context.Context) error {

@@ -48,6 +48,10 @@ func TestPostcopy(t *testing.T) {
 				t.Fatalf("source: %v, destination: %v, %+v", e.sendErr, e.recvErr, e.report)
 			}
 			pulled(t, vm, h)
+			// A fault that was on its way when the page came asks once more.
+			if err := h.source.ReadPages(vm.gfn(0), make([]byte, memory.PageSize)); !errors.Is(err, errAllArrived) {
+				t.Errorf("asked for a page when all have arrived: %v", err)
+			}
 		})
 	}
 }

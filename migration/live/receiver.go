@@ -1,6 +1,7 @@
 package live
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -510,8 +511,8 @@ func (r *receiver) leave(err error) {
 	if err != nil && !r.result.Committed {
 		r.decided.Store(int32(OutcomeNever))
 	}
-	if r.puller != nil && err != nil {
-		r.puller.close(err)
+	if r.puller != nil {
+		r.puller.close(cmp.Or(err, errAllArrived))
 	}
 	r.pulling.Store(nil)
 	select {
