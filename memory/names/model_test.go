@@ -274,7 +274,7 @@ func (m *model) pause() error {
 		gpa := m.table.gpa(page)
 		name := m.table.At(gpa.GFN())
 		if name.Kind() == None {
-			if w := m.table.load(page); w != 0 && activeMutant == "" {
+			if w := m.table.load(page); w != 0 && mutant == "" {
 				return fmt.Errorf("page %s is in flight without I/O: %#x", gpa, uint64(w))
 			}
 			continue
@@ -292,7 +292,7 @@ func (m *model) pause() error {
 			m.provisional++
 		}
 	}
-	if activeMutant != "" {
+	if mutant != "" {
 		return nil // only wrong names count
 	}
 	return m.table.invariants()

@@ -2,12 +2,10 @@ package names
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
+
+	"ditto.vm/internal/mutants"
 )
 
 // mutation is a safeguard and the same code without it: the text old of a file,
@@ -131,67 +129,14 @@ var mutations = []mutation{
 		"	if mutated(`settle`) { return nil }\n	return w.collect(r, nil, memory.Peek)"},
 }
 
-// activeMutant is the safeguard that is missing, in a mutated binary.
-var activeMutant = os.Getenv("DITTO_MUTANT")
+// mutant is the safeguard that is missing, in a mutated binary.
+var mutant = os.Getenv(mutants.Env)
 
-// mutantSource is what mutated code calls.
-const mutantSource = `package names
-
-func mutated(name string) bool { return name == activeMutant }
-
+// modelYields is what mutated code calls to let the model go on.
 func modelYields() {
 	if modelYield != nil {
 		modelYield()
 	}
-}
-`
-
-// mutate builds the tests of this package with all mutations in it.
-func mutate(t *testing.T) (binary string) {
-	dir := t.TempDir()
-	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sources := map[string]string{"mutant.go": mutantSource}
-	for _, m := range mutations {
-		if m.old == "" {
-			continue
-		}
-		if _, ok := sources[m.file]; !ok {
-			b, err := os.ReadFile(m.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sources[m.file] = string(b)
-		}
-		if n := strings.Count(sources[m.file], m.old); n != 1 {
-			t.Fatalf("%s: the text to change stands %d times in %s", m.name, n, m.file)
-		}
-		sources[m.file] = strings.Replace(sources[m.file], m.old, m.now, 1)
-	}
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	for file, text := range sources {
-		changed := filepath.Join(dir, file)
-		overlay.Replace[filepath.Join(here, file)] = changed
-		if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := json.Marshal(overlay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(list, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	binary = filepath.Join(dir, "mutated.test")
-	out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", list, "-o", binary, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("go test -c: %v\n%s", err, out)
-	}
-	return binary
 }
 
 // TestMutants shows that every safeguard is needed: without any one of them the
@@ -200,16 +145,17 @@ func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the model once for each safeguard; leave -short away")
 	}
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip("no Go toolchain here; run it where the sources are")
+	var edits []mutants.Edit
+	for _, m := range mutations {
+		if m.old != "" {
+			edits = append(edits, mutants.Edit{Name: m.name, File: m.file, Old: m.old, New: m.now})
+		}
 	}
-	binary := mutate(t)
+	binary := mutants.Build(t, "names", edits)
 	run := func(name string) ([]byte, error) {
-		cmd := exec.Command(binary, "-test.run", "^TestModel$")
-		cmd.Env = append(os.Environ(), "DITTO_MUTANT="+name, "DITTO_MODEL_SEEDS=300")
-		return cmd.CombinedOutput()
+		return mutants.Run(binary, name, "^TestModel$", nil, "DITTO_MODEL_SEEDS=300")
 	}
-	if out, err := run("none"); err != nil {
+	if out, err := run(""); err != nil {
 		t.Fatalf("with all safeguards: %v\n%s", err, out)
 	}
 	for _, m := range mutations {

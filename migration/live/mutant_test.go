@@ -2,12 +2,9 @@ package live
 
 import (
 	"bytes"
-	"encoding/json"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
+
+	"ditto.vm/internal/mutants"
 )
 
 // mutation is a safeguard and the same code without it: the text old of a file,
@@ -63,61 +60,6 @@ var mutations = []mutation{
 		"	if r.arrival != nil && !r.result.Committed {", "	if r.arrival != nil && !r.result.Committed && !mutated(`abandon`) {", faultRuns, "freed 0 times"},
 }
 
-// mutantSource is what mutated code calls.
-const mutantSource = `package live
-
-import "os"
-
-var activeMutant = os.Getenv("DITTO_MUTANT")
-
-func mutated(name string) bool { return name == activeMutant }
-`
-
-// mutate builds the tests of this package with all mutations in it.
-func mutate(t *testing.T) (binary string) {
-	dir := t.TempDir()
-	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sources := map[string]string{"mutant.go": mutantSource}
-	for _, m := range mutations {
-		if _, ok := sources[m.file]; !ok {
-			b, err := os.ReadFile(m.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sources[m.file] = string(b)
-		}
-		if n := strings.Count(sources[m.file], m.old); n != 1 {
-			t.Fatalf("%s: the text to change stands %d times in %s", m.name, n, m.file)
-		}
-		sources[m.file] = strings.Replace(sources[m.file], m.old, m.now, 1)
-	}
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	for file, text := range sources {
-		changed := filepath.Join(dir, file)
-		overlay.Replace[filepath.Join(here, file)] = changed
-		if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := json.Marshal(overlay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(list, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	binary = filepath.Join(dir, "mutated.test")
-	out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", list, "-o", binary, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("go test -c: %v\n%s", err, out)
-	}
-	return binary
-}
-
 // mutantTries is how often a test may pass although a safeguard is missing.
 const mutantTries = 8
 
@@ -127,16 +69,15 @@ func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the tests and runs some for each safeguard; leave -short away")
 	}
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip("no Go toolchain here; run it where the sources are")
+	var edits []mutants.Edit
+	for _, m := range mutations {
+		edits = append(edits, mutants.Edit{Name: m.name, File: m.file, Old: m.old, New: m.now})
 	}
-	binary := mutate(t)
+	binary := mutants.Build(t, "live", edits)
 	run := func(name, test string) ([]byte, error) {
-		cmd := exec.Command(binary, "-test.run", test, "-test.parallel", "16", "-test.failfast")
-		cmd.Env = append(os.Environ(), "DITTO_MUTANT="+name, "DITTO_STORM_SEEDS=24")
-		return cmd.CombinedOutput()
+		return mutants.Run(binary, name, test, []string{"-test.parallel", "16", "-test.failfast"}, "DITTO_STORM_SEEDS=24")
 	}
-	if out, err := run("none", stormRun); err != nil {
+	if out, err := run("", stormRun); err != nil {
 		t.Fatalf("with all safeguards: %v\n%s", err, out)
 	}
 	for _, m := range mutations {
