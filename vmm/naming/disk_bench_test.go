@@ -2,7 +2,6 @@ package naming
 
 import (
 	"encoding/binary"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -135,7 +134,7 @@ func BenchmarkDisk(b *testing.B) {
 				slices.Sort(speeds)
 				b.ReportMetric(ratios[benchRounds/2], "x-of-plain")
 				b.ReportMetric(speeds[benchRounds/2], "IOPS")
-				b.Log(fmt.Sprintf("ratios %.3f", ratios))
+				b.Logf("ratios %.3f", ratios)
 			}
 		})
 	}
