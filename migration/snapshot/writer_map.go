@@ -32,8 +32,9 @@ func (w *Writer) pageMap(ctx context.Context) (*pageMap, error) {
 	p.blockDigests = make([]Digest, len(p.blocks))
 	const row = 256
 	err = parallel.Do(ctx, w.o.Workers, (len(p.blocks)+row-1)/row, func(_ context.Context, _, n int) error {
+		buf := make([]byte, maxBlockRun*memory.PageSize)
 		for i := n * row; i < min((n+1)*row, len(p.blocks)); i++ {
-			d, err := w.blockDigest(&p.runs[p.blocks[i]])
+			d, err := w.blockDigest(&p.runs[p.blocks[i]], buf)
 			if err != nil {
 				return err
 			}
@@ -76,8 +77,9 @@ func (w *Writer) lowered(ctx context.Context, runs []Run) ([]Run, error) {
 }
 
 // blockDigest returns the digest of a run of blocks: over those that the layer's
-// index has of them all, which costs no reading, or else over their bytes.
-func (w *Writer) blockDigest(r *Run) (Digest, error) {
+// index has of them all, which costs no reading, or else over their bytes, for
+// which buf has room.
+func (w *Writer) blockDigest(r *Run, buf []byte) (Digest, error) {
 	l := &w.o.Layers[r.Layer]
 	flat := make([]byte, 0, maxBlockRun*digestSize)
 	for block := r.Number; l.Digest != nil && block < r.Number+r.Pages; block++ {
@@ -90,8 +92,7 @@ func (w *Writer) blockDigest(r *Run) (Digest, error) {
 	if r.Indexed = len(flat) == int(r.Pages)*digestSize; r.Indexed {
 		return pageDigest(w.seed, flat), nil
 	}
-	var blocks [maxBlockRun * memory.PageSize]byte
-	b := blocks[:r.Pages*memory.PageSize]
+	b := buf[:r.Pages*memory.PageSize]
 	if err := readFull(l.Source, b, int64(r.Number)*memory.PageSize); err != nil {
 		return Digest{}, fmt.Errorf("layer %s: read %d blocks from %d on: %w", l.Path, r.Pages, r.Number, err)
 	}
