@@ -64,7 +64,7 @@ const (
 	leastProven = 20
 	leastHints  = 5
 	// mostLaps bounds how much longer a round may get until there are as many.
-	mostLaps = 10
+	mostLaps = 20
 
 	// The vCPU of a memory writer stores anywhere in the first frames, the other
 	// vCPU into odd pages anywhere, so that the names of even pages elsewhere

@@ -23,6 +23,9 @@ type ProverPolicy struct {
 	Collapse int   // frames made large in a step, at most
 	Fill     int   // missing pages of a frame that may be populated for it
 	Read     int64 // bytes of layers read in a step, at most; a frame goes over by 2 MiB
+	// BusyRest is how many times the length of a step the prover rests after it
+	// while the guest does I/O, so that names cost I/O next to nothing of a core.
+	BusyRest int
 	// WithLog arms through kvm-log and kvm-ring too. While they are armed KVM
 	// maps what the guest writes by small pages, so that names cost more than
 	// they bring unless somebody tracks writes anyway.
@@ -35,7 +38,7 @@ type ProverPolicy struct {
 func DefaultProverPolicy() ProverPolicy {
 	return ProverPolicy{
 		Interval: 100 * time.Millisecond, Quiet: time.Second,
-		Window: 512, Hashes: 8, Collapse: 2, Fill: 64, Read: 4 << 20,
+		Window: 512, Hashes: 8, Collapse: 2, Fill: 64, Read: 4 << 20, BusyRest: 50,
 	}
 }
 
@@ -44,11 +47,8 @@ const (
 	longestRest = 16
 	// mostPatience bounds the doubling of Quiet for a frame: 256 times.
 	mostPatience = 8
-	// busyShare is what is left of the budgets while the guest does I/O, and
-	// busyRest how many times the length of a step the rest is that follows:
-	// what names then cost of a core stays below what I/O can notice.
+	// busyShare is what is left of the budgets while the guest does I/O.
 	busyShare = 4
-	busyRest  = 50
 )
 
 // FrameBook is what the prover needs of [memory.Frames].
@@ -175,7 +175,7 @@ func (p *Prover) Run(ctx context.Context) {
 // resting is how many times the length of a step the rest is that follows it.
 func (p *Prover) resting() time.Duration {
 	if p.busy {
-		return busyRest
+		return time.Duration(p.policy.BusyRest)
 	}
 	return memory.KeeperShare
 }
