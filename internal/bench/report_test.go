@@ -61,9 +61,35 @@ func TestUpdateDocument(t *testing.T) {
 		t.Errorf("got\n%s", got)
 	}
 	for _, bad := range []string{"", MarkerBegin, MarkerEnd + MarkerBegin, text + text} {
-		if _, err := replaceTables(bad, "x"); err == nil {
+		if _, err := replaceTables(bad, Report{}); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
+	}
+}
+
+// TestUpdateDocumentKeeps measures one of two benchmarks again, without the
+// report of the first time.
+func TestUpdateDocumentKeeps(t *testing.T) {
+	empty := MarkerBegin + "\n" + MarkerEnd
+	both := sampleReport(t)
+	first, err := replaceTables(empty, both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := replaceTables(first, Report{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first, same); diff != "" {
+		t.Errorf("nothing was measured, and this changed:\n%s", diff)
+	}
+	other := Report{Results: []Result{{Name: "other", Title: "Other", Skipped: "no disk"}}}
+	again, err := replaceTables(first, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.ReplaceAll(first, "no QEMU", "no disk"), again); diff != "" {
+		t.Error(diff)
 	}
 }
 

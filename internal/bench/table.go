@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -19,13 +20,14 @@ const (
 // errNoMarkers says that a document has no place for the tables.
 var errNoMarkers = errors.New("the markers bench:begin and bench:end do not stand in it, once each and in this order")
 
-// UpdateDocument writes the tables of r between the markers of a file.
+// UpdateDocument writes the tables of r between the markers of a file. Tables
+// there of benchmarks that r does not have stay as they are.
 func UpdateDocument(path string, r Report) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("tables: %w", err)
 	}
-	text, err := replaceTables(string(old), Tables(r))
+	text, err := replaceTables(string(old), r)
 	if err != nil {
 		return fmt.Errorf("tables: %s: %w", path, err)
 	}
@@ -35,31 +37,89 @@ func UpdateDocument(path string, r Report) error {
 	return replaceFile(path, []byte(text))
 }
 
-func replaceTables(document, tables string) (string, error) {
+func replaceTables(document string, r Report) (string, error) {
 	if strings.Count(document, MarkerBegin) != 1 || strings.Count(document, MarkerEnd) != 1 {
 		return "", errNoMarkers
 	}
 	before, rest, _ := strings.Cut(document, MarkerBegin)
-	_, after, ok := strings.Cut(rest, MarkerEnd)
+	old, after, ok := strings.Cut(rest, MarkerEnd)
 	if !ok {
 		return "", errNoMarkers
 	}
-	return before + MarkerBegin + "\n\n" + tables + "\n" + MarkerEnd + after, nil
+	all := merge(parseTables(old), tablesOf(r))
+	return before + MarkerBegin + "\n\n" + format(all) + "\n" + MarkerEnd + after, nil
 }
+
+// tables are the Markdown of one benchmark: a row for each of its targets, and
+// its section.
+type tables struct{ name, rows, section string }
 
 // Tables writes a report as Markdown: first where each target stands, then the
 // values of each benchmark.
-func Tables(r Report) string {
-	var out strings.Builder
-	out.WriteString("## Where the targets stand\n\n")
-	out.WriteString("| benchmark | target | found: median (min to max) | |\n|---|---|---|---|\n")
+func Tables(r Report) string { return format(tablesOf(r)) }
+
+const (
+	targetsTitle = "## Where the targets stand\n\n"
+	targetsHead  = "| benchmark | target | found: median (min to max) | |\n|---|---|---|---|\n"
+	sectionMark  = "\n## "
+)
+
+func tablesOf(r Report) []tables {
+	all := make([]tables, len(r.Results))
 	for i := range r.Results {
-		writeTargets(&out, &r.Results[i])
+		var rows, section strings.Builder
+		writeTargets(&rows, &r.Results[i])
+		writeResult(&section, &r.Results[i])
+		all[i] = tables{r.Results[i].Name, rows.String(), section.String()}
 	}
-	for i := range r.Results {
-		writeResult(&out, &r.Results[i])
+	return all
+}
+
+func format(all []tables) string {
+	var out strings.Builder
+	out.WriteString(targetsTitle + targetsHead)
+	for _, t := range all {
+		out.WriteString(t.rows)
+	}
+	for _, t := range all {
+		out.WriteString(t.section)
 	}
 	return out.String()
+}
+
+// parseTables reads what format wrote.
+func parseTables(text string) []tables {
+	head, _, _ := strings.Cut(strings.TrimLeft(text, "\n"), "\n"+sectionMark[1:])
+	rows := map[string]string{}
+	for line := range strings.Lines(strings.TrimPrefix(strings.TrimPrefix(head, targetsTitle), targetsHead)) {
+		if cells := strings.Split(line, " | "); len(cells) > 2 {
+			name := strings.TrimPrefix(cells[0], "| ")
+			rows[name] += strings.TrimRight(line, "\n") + "\n"
+		}
+	}
+	var all []tables
+	for _, section := range strings.Split(text, sectionMark)[1:] {
+		name, _, _ := strings.Cut(section, "\n")
+		if "## "+name+"\n\n" == targetsTitle {
+			continue
+		}
+		all = append(all, tables{name, rows[name], sectionMark + strings.TrimRight(section, "\n") + "\n"})
+	}
+	return all
+}
+
+// merge puts the tables of fresh into those of old, in their places there or at
+// the end.
+func merge(old, fresh []tables) []tables {
+	for _, t := range fresh {
+		at := slices.IndexFunc(old, func(o tables) bool { return o.name == t.name })
+		if at < 0 {
+			old = append(old, t)
+			continue
+		}
+		old[at] = t
+	}
+	return old
 }
 
 // writeTargets writes one row for each target of a result.

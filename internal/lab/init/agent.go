@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -22,16 +21,8 @@ func runAgent() error {
 	if err := json.Unmarshal([]byte(os.Getenv(errorsEnv)), &hello.Errors); err != nil {
 		return fmt.Errorf("%s: %w", errorsEnv, err)
 	}
-	ticks, err := findPorts(wire.TickPort)
-	if err != nil {
+	if err := stayAwake(); err != nil {
 		return err
-	}
-	for _, path := range ticks {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		go func() { _, _ = io.Copy(io.Discard, f) }()
 	}
 	ports, err := findPorts(wire.PortPrefix)
 	if err != nil {
