@@ -180,9 +180,13 @@ func (m *VM) addVCPUs() error {
 	}
 	m.cpuid = guestCPUID(supported, m.cfg.CPUs, m.sys.CheckExtension(kvm.CapTSCDeadlineTimer) != 0)
 	if m.saved != nil {
-		if m.cpuid, err = m.saved.prepareCPUs(m.cpuid, m.msrIndices); err != nil {
-			return err
-		}
+		// What it was started with is in its state.
+		m.cpuid, err = m.saved.prepareCPUs(m.cpuid, m.msrIndices)
+	} else {
+		m.cpuid, err = chooseCPU(m.cpuid, m.cfg.CPU)
+	}
+	if err != nil {
+		return err
 	}
 	for id := range m.cfg.CPUs {
 		k, err := m.kvm.CreateVCPU(id)

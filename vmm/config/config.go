@@ -29,6 +29,15 @@ const (
 	InitrdNone = "none"
 )
 
+// CPU values that are not paths.
+const (
+	// CPUHost gives the guest all features of the host's CPU that its state can
+	// hold.
+	CPUHost = "host"
+	// CPUBaseline gives it those of x86-64-v2.
+	CPUBaseline = "baseline"
+)
+
 // Config describes one virtual machine. The zero value is not valid: start
 // from [Default].
 type Config struct {
@@ -36,7 +45,11 @@ type Config struct {
 	// the registry picks a free one.
 	Name string `json:"name,omitempty"`
 	// CPUs is the number of vCPUs.
-	CPUs   int    `json:"cpus"`
+	CPUs int `json:"cpus"`
+	// CPU is what the guest's CPUs can do: [CPUHost], [CPUBaseline] or the path
+	// of a file made by 'ditto cpu'. What is saved or migrated keeps what it was
+	// started with.
+	CPU    string `json:"cpu"`
 	Memory Memory `json:"memory"`
 	// Kernel is a path, the name of a cached kernel, or empty for the newest
 	// cached one.
@@ -103,6 +116,7 @@ type Balloon struct {
 func Default() Config {
 	return Config{
 		CPUs:    1,
+		CPU:     CPUHost,
 		Memory:  Memory{Size: 512 << 20, Names: true},
 		Initrd:  InitrdURoot,
 		Nets:    DefaultNets(),

@@ -45,7 +45,7 @@ reboot-limit: 3
 		t.Fatal(err)
 	}
 	want := Config{
-		Name: "web", CPUs: 2,
+		Name: "web", CPUs: 2, CPU: CPUHost,
 		Memory: Memory{Size: 2 << 30, HugePages: memory.HugePagesOff, Backing: memory.Memfd, Tracker: memory.TrackerKVMLog},
 		Kernel: "./vmlinuz", Initrd: InitrdURoot, Cmdline: Cmdline{Append: "quiet"}, Command: []string{"ls", "-l"},
 		Disks: []Disk{{Path: "root.img", Serial: "R1", Cache: disk.CacheNone, Queues: 3}, {Path: "/data.img", ReadOnly: true}},
@@ -93,7 +93,7 @@ func TestParseNets(t *testing.T) {
 
 func TestParseErrors(t *testing.T) {
 	for _, test := range []struct{ yaml, want string }{
-		{"cpu: 1", `unknown field "cpu"`},
+		{"cpuses: 1", `unknown field "cpuses"`},
 		{"cpus: two", `cpus: a string where a value of type int belongs`},
 		{"memory: {sise: 1G}", `unknown field "sise"`},
 		{"cpus: 1\ncpus: 2", `"cpus" already set`},

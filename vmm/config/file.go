@@ -103,6 +103,9 @@ func (c *Config) ResolvePaths(folder string) {
 	if c.Initrd != InitrdURoot && c.Initrd != InitrdNone {
 		resolve(&c.Initrd)
 	}
+	if c.CPU != CPUHost && c.CPU != CPUBaseline {
+		resolve(&c.CPU)
+	}
 	for i := range c.Disks {
 		resolve(&c.Disks[i].Path)
 	}

@@ -135,7 +135,7 @@ u-root userland and a network that needs no privileges.
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
 		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
 		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(), e.migrateCommand(), e.receiveCommand(),
-		e.doctorCommand(), e.imageCommand(), e.pkiCommand(), e.versionCommand(),
+		e.doctorCommand(), e.cpuCommand(), e.imageCommand(), e.pkiCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	return root

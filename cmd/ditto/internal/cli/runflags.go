@@ -40,6 +40,7 @@ func (f *runFlags) add(cmd *cobra.Command) {
 
 	f.text(fs, "name", "n", "NAME", "", "the machine's name; default vm1, vm2, ...", func(c *config.Config, s string) error { c.Name = s; return nil })
 	f.integer(fs, "cpus", "c", def.CPUs, "number of vCPUs, 1 to 64", func(c *config.Config, n int) { c.CPUs = n })
+	f.text(fs, "cpu", "", "CPU", def.CPU, "what the vCPUs can do: host, baseline or a file of ditto cpu", setCPU)
 	f.text(fs, "memory", "m", "SIZE", def.Memory.Size.String(), "the guest's memory, with a unit; or memfd for memory that another process can map", setMemory)
 	f.text(fs, "hugepages", "", "KIND", def.Memory.HugePages.String(), "pages behind the memory: thp, 2M, 1G or off", func(c *config.Config, s string) error {
 		return c.Memory.HugePages.UnmarshalText([]byte(s))
@@ -148,6 +149,14 @@ func (f *runFlags) list(fs *pflag.FlagSet, name, short, kind, usage string, set 
 	}}
 	fs.VarP(v, name, short, usage)
 	f.changes = append(f.changes, change{name, func(c *config.Config) error { return set(c, v.texts) }})
+}
+
+func setCPU(c *config.Config, s string) error {
+	if s == "" {
+		return errors.New("use host, baseline or the path of a file that 'ditto cpu -o' wrote")
+	}
+	c.CPU = s
+	return nil
 }
 
 func setMemory(c *config.Config, s string) error {

@@ -31,11 +31,12 @@ func Classify(err error) int {
 		diskError   *disk.Error
 		netdError   *netd.StartError
 		netError    *vmm.NetError
+		cpuError    *vmm.CPUModelError
 	)
 	switch {
 	case err == nil:
 		return exit.OK
-	case errors.As(err, &configError):
+	case errors.As(err, &configError), errors.As(err, &cpuError):
 		return exit.Usage
 	case errors.As(err, &diskError):
 		return exit.Disk

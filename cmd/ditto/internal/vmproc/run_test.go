@@ -367,6 +367,7 @@ func TestClassify(t *testing.T) {
 		{errors.New("x"), exit.Failure},
 		{exit.Errorf(77, "x"), 77},
 		{&config.Error{}, exit.Usage},
+		{&vmm.CPUModelError{}, exit.Usage},
 		{&disk.Error{}, exit.Disk},
 		{&netd.StartError{}, exit.Net},
 		{registry.ErrInUse, exit.NameInUse},
