@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ditto.vm/memory"
 )
 
@@ -24,7 +26,7 @@ type ProverPolicy struct {
 	Fill     int   // missing pages of a frame that may be populated for it
 	Read     int64 // bytes of layers read in a step, at most; a frame goes over by 2 MiB
 	// BusyRest is how many times the length of a step the prover rests after it
-	// while the guest does I/O, so that names cost I/O next to nothing of a core.
+	// while the guest does I/O or computes: names are then not what it waits for.
 	BusyRest int
 	// WithLog arms through kvm-log and kvm-ring too. While they are armed KVM
 	// maps what the guest writes by small pages, so that names cost more than
@@ -47,8 +49,11 @@ const (
 	longestRest = 16
 	// mostPatience bounds the doubling of Quiet for a frame: 256 times.
 	mostPatience = 8
-	// busyShare is what is left of the budgets while the guest does I/O.
+	// busyShare is what is left of the budgets while the guest is busy.
 	busyShare = 4
+	// busyCores is how much of a core the process takes besides the prover when
+	// its guest counts as busy.
+	busyCores = 0.5
 )
 
 // FrameBook is what the prover needs of [memory.Frames].
@@ -85,13 +90,15 @@ type Prover struct {
 	policy  ProverPolicy
 	log     *slog.Logger
 	now     func() time.Time
+	used    func() time.Duration // CPU time of the process so far
 	began   time.Time
 
 	proof   *proof
 	watches []watch
 	cursor  int    // number of the frame where the next window begins
 	seen    uint64 // names recorded when the last step began
-	busy    bool   // the guest did I/O before the last step
+	busy    bool   // the guest did I/O before the last step, or computed
+	loaded  bool   // it computed
 	// Told once: a layer cannot be read, a frame cannot be made large.
 	toldRead, toldLarge bool
 
@@ -122,7 +129,7 @@ func (w *watch) hurried() { w.patience = min(w.patience+1, mostPatience) }
 // single pages.
 func NewProver(s *memory.Space, t *Table, w *Watched, frames FrameBook, p ProverPolicy, log *slog.Logger) *Prover {
 	return &Prover{
-		table: t, space: s, tracker: w, frames: frames, policy: p, log: log, now: time.Now,
+		table: t, space: s, tracker: w, frames: frames, policy: p, log: log, now: time.Now, used: processTime,
 		proof: newProof(t, s), watches: make([]watch, len(t.frames)),
 	}
 }
@@ -148,6 +155,7 @@ func (p *Prover) Run(ctx context.Context) {
 	timer := time.NewTimer(p.policy.Interval)
 	defer timer.Stop()
 	told := false
+	last, used := p.now(), p.used()
 	for {
 		select {
 		case <-ctx.Done():
@@ -155,6 +163,7 @@ func (p *Prover) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		began := p.now()
+		p.loaded = float64(p.used()-used) >= busyCores*float64(began.Sub(last))
 		waiting, err := p.Step(ctx)
 		switch {
 		case err != nil:
@@ -168,8 +177,18 @@ func (p *Prover) Run(ctx context.Context) {
 		default:
 			rest, told = min(rest*2, longestRest), false
 		}
-		timer.Reset(max(p.policy.Interval*rest, p.resting()*p.now().Sub(began)))
+		last, used = p.now(), p.used()
+		timer.Reset(max(p.policy.Interval*rest, p.resting()*last.Sub(began)))
 	}
+}
+
+// processTime is the CPU time of all threads of the process, vCPUs included.
+func processTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0 // never: the address and the number are good
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // resting is how many times the length of a step the rest is that follows it.
@@ -260,7 +279,7 @@ func (p *Prover) Step(ctx context.Context) (waiting bool, err error) {
 	p.proof.read = 0
 	p.left = budget{p.policy.Hashes, p.policy.Collapse, p.policy.Read}
 	recorded := p.table.stats.recorded.Load()
-	if p.busy = recorded != p.seen; p.busy {
+	if p.busy = p.loaded || recorded != p.seen; p.busy {
 		p.left.hashes /= busyShare
 		p.left.read /= busyShare
 	}

@@ -397,3 +397,29 @@ func TestSettleCancelled(t *testing.T) {
 	}
 	s.want(20, 0)
 }
+
+// TestProverYields: while the guest computes, and only then, the prover rests
+// longer, though there is no I/O.
+func TestProverYields(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		s := newStage(t, memory.TrackerWPAsync, 0)
+		s.prover.now = time.Now
+		s.prover.policy.Interval = time.Millisecond
+		start := time.Now()
+		s.prover.used = func() time.Duration {
+			if busy {
+				return time.Since(start)
+			}
+			return 0
+		}
+		ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		s.prover.Run(ctx)
+		stop()
+		if s.prover.busy != busy {
+			t.Errorf("busy %v, want %v", s.prover.busy, busy)
+		}
+		if rest := s.prover.resting(); (rest == time.Duration(s.prover.policy.BusyRest)) != busy {
+			t.Errorf("rests %d steps, busy %v", rest, busy)
+		}
+	}
+}
