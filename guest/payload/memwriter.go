@@ -37,6 +37,9 @@ type MemWriterConfig struct {
 	// Words is how many 8-byte words of a page one write changes, 1 to 512;
 	// 0 is the whole page.
 	Words int
+	// Fill has the program first write every page of the working set once, in
+	// sequence and as fast as it goes, and then say [FilledLine].
+	Fill bool
 	// Rate is how many pages are written a second; 0 is as fast as it goes.
 	// It needs Program.TSCHz.
 	Rate uint64
@@ -51,6 +54,9 @@ type MemWriterConfig struct {
 	// 0 is 100 us, or 2^18 cycles without Program.TSCHz.
 	Stall time.Duration
 }
+
+// FilledLine is what a memory writer says when its working set is filled.
+const FilledLine = "memwriter filled\n"
 
 const (
 	// memWriterStart is where the working set begins: behind the image and
@@ -127,6 +133,9 @@ func (c *MemWriterConfig) status(ram []memory.Range, tscHz uint64) ([]byte, erro
 		}
 		s[wordStallMin] = uint64(stall.Seconds() * float64(tscHz))
 		s[wordPollEvery] = tscHz / pollsPerSecond
+	}
+	if c.Fill {
+		s[wordFill] = pages
 	}
 	if c.Rate > 0 {
 		s[wordInterval] = max(tscHz/c.Rate, 1)

@@ -78,6 +78,16 @@ func emitStep(a *asm.Assembler) {
 	a.Op(asm.CMP, asm.R14, asm.RBX)
 	a.JumpIf(asm.NotBelow, "checkNow")
 	a.Label("unchecked")
+	a.Load(asm.RBX, status(wordFill))
+	a.Test(asm.RBX, asm.RBX)
+	a.JumpIf(asm.Equal, "filled")
+	a.Op(asm.CMP, asm.R14, asm.RBX)
+	a.JumpIf(asm.Below, "next")
+	a.OpMemImm(asm.AND, status(wordFill), 0)
+	a.MovLabel(asm.RSI, "fillEnd")
+	a.Call("puts")
+	a.Jump("resync")
+	a.Label("filled")
 
 	// The rate: a write is due every interval. One that is more than 64
 	// intervals late, after a pause perhaps, starts a new count.
@@ -103,6 +113,7 @@ func emitChoose(a *asm.Assembler) {
 	a.Label("choose")
 	a.OpMemImm(asm.CMP, status(wordOrder), int32(Sequential))
 	a.JumpIf(asm.NotEqual, "shuffle")
+	a.Label("next")
 	a.Mov(asm.RDI, asm.R13)
 	a.OpImm(asm.ADD, asm.R13, 1)
 	a.OpLoad(asm.CMP, asm.R13, status(wordPages))

@@ -196,6 +196,7 @@ func emitText(a *asm.Assembler) {
 		a.Raw(0)
 	}
 	text("greeting", "memwriter started\n")
+	text("fillEnd", FilledLine)
 	text("name", "memwriter")
 	text("newline", "\n")
 	for i, r := range reported {

@@ -3,6 +3,7 @@ package payload_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -202,6 +203,7 @@ func TestMemWriterRuns(t *testing.T) {
 	for _, spec := range []string{
 		"size=8M,limit=10000", "size=8M,limit=5000,order=random,seed=42,words=1",
 		"size=8M,limit=20000,order=hot,words=8,check=7000", "limit=100,words=512", "size=4K,limit=3",
+		"size=8M,fill,limit=10000,order=random,words=8",
 	} {
 		t.Run(spec, func(t *testing.T) {
 			g := newGuest(t, 16<<20)
@@ -223,6 +225,24 @@ func TestMemWriterRuns(t *testing.T) {
 				t.Errorf("output %q", g.output.String())
 			}
 		})
+	}
+}
+
+// TestMemWriterFills: every page is written before the order and the rate begin.
+func TestMemWriterFills(t *testing.T) {
+	g := newGuest(t, 16<<20)
+	g.start(parse(t, "memwriter:size=8M,fill,limit=2200,order=hot,words=8"))
+	if status := g.run(); status != 0 || !strings.Contains(g.output.String(), payload.FilledLine) {
+		t.Fatalf("status %d, output %q", status, g.output.String())
+	}
+	b, err := g.mem.View(4<<20, 8<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(b); at += memory.PageSize {
+		if binary.LittleEndian.Uint64(b[at:]) == 0 {
+			t.Fatalf("the page at %#x was not written", at)
+		}
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 //	hello[:MESSAGE]
 //	halt[:STATUS]
 //	spin
-//	memwriter[:size=64M,order=random,words=8,rate=1000,limit=N,seed=N,check=N,stall=1ms]
+//	memwriter[:size=64M,order=random,words=8,fill,rate=1000,limit=N,seed=N,check=N,stall=1ms]
 func Parse(spec string) (*Program, error) {
 	name, options, _ := strings.Cut(spec, ":")
 	switch name {
@@ -55,6 +55,10 @@ func parseMemWriter(options string) (MemWriterConfig, error) {
 			c.Order, err = parseOrder(value)
 		case "words":
 			c.Words, err = strconv.Atoi(value)
+		case "fill":
+			if c.Fill = true; value != "" {
+				err = strconv.ErrSyntax
+			}
 		case "rate":
 			c.Rate, err = strconv.ParseUint(value, 10, 64)
 		case "limit":
@@ -66,7 +70,7 @@ func parseMemWriter(options string) (MemWriterConfig, error) {
 		case "stall":
 			c.Stall, err = time.ParseDuration(value)
 		default:
-			return c, fmt.Errorf("unknown option %q: use size, order, words, rate, limit, seed, check or stall", key)
+			return c, fmt.Errorf("unknown option %q: use size, order, words, fill, rate, limit, seed, check or stall", key)
 		}
 		if err != nil {
 			return c, fmt.Errorf("bad value in %q", option)

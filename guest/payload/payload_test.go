@@ -28,7 +28,7 @@ func TestParse(t *testing.T) {
 	for _, spec := range []string{
 		"", "nothing", "halt:x", "halt:99999999999", "hello:" + strings.Repeat("x", 5000),
 		"memwriter:size", "memwriter:size=3", "memwriter:size=1T", "memwriter:size=99999999G", "memwriter:order=up",
-		"memwriter:words=513", "memwriter:words=-1", "memwriter:stall=-1s", "memwriter:color=red",
+		"memwriter:words=513", "memwriter:fill=yes", "memwriter:words=-1", "memwriter:stall=-1s", "memwriter:color=red",
 	} {
 		if _, err := Parse(spec); err == nil || strings.ContainsRune(err.Error(), '\n') {
 			t.Errorf("%.40q: %v", spec, err)

@@ -34,6 +34,7 @@ const (
 	wordPollEvery // cycles between looks at the UART
 	wordCheckEvery
 	wordTSCHz
+	wordFill // writes to fill the working set, 0 when that is done
 )
 
 // What the program reports.
