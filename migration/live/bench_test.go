@@ -17,6 +17,7 @@ import (
 
 	"ditto.vm/memory"
 	"ditto.vm/memory/names"
+	"ditto.vm/migration/pki"
 )
 
 // encrypted lays TLS over a network.
@@ -47,14 +48,14 @@ func encrypted(t testing.TB, n network) network {
 			if err != nil {
 				return nil, err
 			}
-			return tls.Client(c, client), nil
+			return pki.Client(c, client), nil
 		},
 		accept: func(ctx context.Context) (net.Conn, error) {
 			c, err := n.accept(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return tls.Server(c, server), nil
+			return pki.Server(c, server), nil
 		},
 	}
 }

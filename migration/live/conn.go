@@ -15,8 +15,9 @@ import (
 type link struct {
 	conn net.Conn
 	in   *wire.Reader // for one goroutine
-	// vectors says that slices can be sent by one system call.
+	// vectors says that slices can be sent together, gather how if it is not writev.
 	vectors bool
+	gather  gatherer
 	flow    *flow
 
 	mu  sync.Mutex // held while a frame is written
@@ -30,11 +31,19 @@ type flow struct {
 	heard   atomic.Int64  // nanoseconds since 1970
 }
 
+// gatherer is a connection that sends slices together. They may be guest memory,
+// which changes meanwhile.
+type gatherer interface {
+	WriteBuffers(*net.Buffers) (int64, error)
+}
+
 func newLink(conn net.Conn, f *flow) *link {
 	l := &link{conn: conn, flow: f}
-	switch conn.(type) {
+	switch c := conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		l.vectors = true
+	case gatherer:
+		l.vectors, l.gather = true, c
 	}
 	l.in = wire.NewReader(hearing{conn, f})
 	return l
@@ -88,7 +97,13 @@ func (l *link) write(b []byte) error {
 //
 // Precondition: l.mu is held.
 func (l *link) writeAll(b *net.Buffers) error {
-	n, err := b.WriteTo(l.conn)
+	var n int64
+	var err error
+	if l.gather != nil {
+		n, err = l.gather.WriteBuffers(b)
+	} else {
+		n, err = b.WriteTo(l.conn)
+	}
 	l.flow.out.Add(uint64(n))
 	return err
 }

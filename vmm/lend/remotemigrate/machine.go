@@ -105,12 +105,12 @@ func (d *dialer) dial(ctx context.Context, again bool) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
-	c := tls.Client(raw, d.tls)
+	c := pki.Client(raw, d.tls)
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close() // the error is what counts
 		return nil, pki.Handshake(err)
 	}
-	return pki.Explained(c), nil
+	return c, nil
 }
 
 // lentConn makes a connection of a socket that was lent.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -151,7 +150,7 @@ func acceptFor(job receiveJob, log *slog.Logger) (live.Accepter, func() error, e
 		if err != nil {
 			return nil, err
 		}
-		return &tlsConn{Conn: tls.Server(c, config), refused: refused}, nil
+		return &tlsConn{Conn: pki.Server(c, config), refused: refused}, nil
 	}, l.Close, nil
 }
 
@@ -176,7 +175,7 @@ func ownUser(accept live.Accepter, refused *refusals) live.Accepter {
 // tlsConn is a connection whose handshake is made when it is first read: within
 // the limits that a connection has that has not said what it is.
 type tlsConn struct {
-	*tls.Conn
+	*pki.Conn
 	refused *refusals
 	once    sync.Once
 }
@@ -193,8 +192,7 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	if failed != nil {
 		return 0, failed
 	}
-	n, err := c.Conn.Read(p)
-	return n, pki.Explain(err)
+	return c.Conn.Read(p)
 }
 
 // refusals tells of connections that were refused, at most one a second.
