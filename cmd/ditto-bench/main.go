@@ -36,6 +36,7 @@ const insideArg = "--inside-lab"
 type options struct {
 	match, ditto, json, docs, rootDisk string
 	quick, list, native                bool
+	rounds                             int
 	limit                              time.Duration
 }
 
@@ -64,6 +65,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.match, "run", "", "run the benchmarks whose name matches this regular `expression`")
 	flags.BoolVar(&o.list, "list", false, "list the benchmarks and end")
 	flags.BoolVar(&o.quick, "quick", false, "fewer rounds, for a first look")
+	flags.IntVar(&o.rounds, "rounds", 0, "at most so many `rounds` of each benchmark; 0 for what it says itself")
 	flags.BoolVar(&o.native, "here", false, "run everything on this machine, without an emulated host")
 	flags.StringVar(&o.ditto, "ditto", "", "the `program` to measure (default: ditto beside this program)")
 	flags.StringVar(&o.rootDisk, "root-disk", "", "a raw ext4 `image` of Debian with fio, iperf3 and iproute2 (default: built and cached)")
@@ -172,7 +174,7 @@ func (s *suite) run(ctx context.Context, chosen []bench.Benchmark) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 
-	env := bench.Env{Ditto: s.ditto, RootDisk: s.rootDisk, Scratch: scratch, Quick: s.quick, Commit: commit(ctx)}
+	env := bench.Env{Ditto: s.ditto, RootDisk: s.rootDisk, Scratch: scratch, Quick: s.quick, Rounds: s.rounds, Commit: commit(ctx)}
 	env.Prepare(ctx, chosen, s.say)
 	env.Host = bench.DescribeHost(ctx, env.QEMU)
 	s.say("host: %s", env.Host)

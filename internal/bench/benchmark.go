@@ -82,6 +82,8 @@ type Benchmark struct {
 	Warmups   int // rounds before them, discarded
 	Metrics   []Metric
 	Targets   []Target
+	// Figure draws what was found, nil for nothing.
+	Figure func(*Result) *Figure
 	// OpenLimit and RunLimit bound Open and one Run.
 	OpenLimit, RunLimit time.Duration
 	// Open prepares for the runs. When it fails it leaves nothing behind.

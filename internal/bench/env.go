@@ -19,7 +19,9 @@ type Env struct {
 	// Missing says, by field name, why a field is empty.
 	Missing map[string]string `json:"missing,omitempty"`
 
-	Quick  bool   `json:"quick"`
+	Quick bool `json:"quick"`
+	// Rounds is the most that count of each benchmark, 0 for what it says itself.
+	Rounds int    `json:"rounds,omitempty"`
 	Commit string `json:"commit"`
 	Host   Host   `json:"host"`
 }

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -82,15 +84,24 @@ func (q *qmp) Close() error { return q.conn.Close() }
 // fastFile lets migrations to and from files go as fast as QEMU can: pages at
 // fixed places of the file, written by several threads.
 func (q *qmp) fastFile(channels int) error {
+	return q.setMigration(map[string]bool{"mapped-ram": true, "multifd": true},
+		map[string]any{"multifd-channels": channels, "max-bandwidth": 0})
+}
+
+// setMigration switches capabilities of migrations, and sets parameters.
+func (q *qmp) setMigration(capabilities map[string]bool, parameters map[string]any) error {
 	type capability struct {
 		Name string `json:"capability"`
 		On   bool   `json:"state"`
 	}
-	err := q.do("migrate-set-capabilities", map[string]any{"capabilities": []capability{{"mapped-ram", true}, {"multifd", true}}}, nil)
-	if err != nil {
+	var list []capability
+	for _, name := range slices.Sorted(maps.Keys(capabilities)) {
+		list = append(list, capability{name, capabilities[name]})
+	}
+	if err := q.do("migrate-set-capabilities", map[string]any{"capabilities": list}, nil); err != nil {
 		return err
 	}
-	return q.do("migrate-set-parameters", map[string]any{"multifd-channels": channels, "max-bandwidth": 0}, nil)
+	return q.do("migrate-set-parameters", parameters, nil)
 }
 
 // qmpMigration is what QEMU says of a migration.
@@ -99,6 +110,9 @@ type qmpMigration struct {
 	ErrorDesc string  `json:"error-desc"`
 	TotalTime float64 `json:"total-time"` // ms
 	Downtime  float64 `json:"downtime"`   // ms
+	RAM       struct {
+		Transferred uint64 `json:"transferred"` // bytes, of multifd too
+	} `json:"ram"`
 }
 
 // migrated waits for the end of a migration.
@@ -117,6 +131,26 @@ func (q *qmp) migrated(ctx context.Context) (m qmpMigration, err error) {
 		select {
 		case <-ctx.Done():
 			return m, context.Cause(ctx)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// running waits until a destination has taken the guest over.
+func (q *qmp) running(ctx context.Context) error {
+	for {
+		var status struct {
+			Status string `json:"status"`
+		}
+		if err := q.do("query-status", nil, &status); err != nil {
+			return err
+		}
+		if status.Status == "running" || status.Status == "paused" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("QEMU is %s: %w", status.Status, context.Cause(ctx))
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

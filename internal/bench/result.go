@@ -21,6 +21,7 @@ type Result struct {
 	Metrics []Metric      `json:"metrics"`
 	Entries []Entry       `json:"contestants"`
 	Targets []Verdict     `json:"targets"`
+	Figure  *Figure       `json:"figure,omitempty"`
 	// Skipped says why the benchmark could not run at all.
 	Skipped string `json:"skipped,omitempty"`
 	// Failed says what ended the benchmark early.
@@ -61,6 +62,9 @@ func (r *Result) conclude(b *Benchmark) error {
 		for name, values := range e.Values {
 			e.Summary[name] = Summarize(values)
 		}
+	}
+	if b.Figure != nil && r.Rounds > 0 {
+		r.Figure = b.Figure(r)
 	}
 	r.Targets = nil
 	for _, target := range b.Targets {

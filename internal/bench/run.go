@@ -43,6 +43,9 @@ func (r *Result) run(ctx context.Context, b *Benchmark, env *Env, progress Progr
 	if env.Quick {
 		rounds, warmups = min(rounds, quickRounds), min(warmups, 1)
 	}
+	if env.Rounds > 0 {
+		rounds = min(rounds, env.Rounds)
+	}
 	open := func() (Session, error) {
 		progress("%s: preparing", b.Name)
 		return limited(ctx, b.OpenLimit, func(ctx context.Context) (Session, error) { return b.Open(ctx, env) })

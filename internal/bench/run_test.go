@@ -75,6 +75,9 @@ func TestRunInterleaves(t *testing.T) {
 }
 
 func TestRunQuick(t *testing.T) {
+	if r := Run(t.Context(), fakeBenchmark(&fakeSession{}), &Env{Quick: true, Rounds: 1}, silent); r.Rounds != 1 {
+		t.Errorf("%d rounds of at most 1", r.Rounds)
+	}
 	s := &fakeSession{}
 	if r := Run(t.Context(), fakeBenchmark(s), &Env{Quick: true}, silent); r.Rounds != quickRounds || !r.Quick {
 		t.Errorf("%d rounds, quick %v", r.Rounds, r.Quick)
@@ -161,7 +164,11 @@ func TestSuiteIsConsistent(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if b.Rounds < 5 || b.Warmups < 1 || b.OpenLimit == 0 || b.RunLimit == 0 || b.Open == nil {
+		rounds, warmups := 5, 1
+		if b.RunLimit >= 10*time.Minute { // a run of many parts, each with programs of its own
+			rounds, warmups = 3, 0
+		}
+		if b.Rounds < rounds || b.Warmups < warmups || b.OpenLimit == 0 || b.RunLimit == 0 || b.Open == nil {
 			t.Errorf("%s: %d rounds, %d warm-ups, limits %s and %s", b.Name, b.Rounds, b.Warmups, b.OpenLimit, b.RunLimit)
 		}
 	}

@@ -28,16 +28,23 @@ func startShell(ctx context.Context, args []string) (*shellGuest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &shellGuest{child: c}
-	// dash's prompt for root: it has no other way of saying that it listens.
-	if _, _, err = c.waitFor(ctx, 0, "# "); err == nil {
-		_, err = g.run(ctx, shellSetup)
-	}
+	g, err := joinShell(ctx, c)
 	if err != nil {
 		c.stop()
 		return nil, err
 	}
 	return g, nil
+}
+
+// joinShell waits for the shell of a guest that was started with [shellCmdline].
+func joinShell(ctx context.Context, c *child) (*shellGuest, error) {
+	g := &shellGuest{child: c}
+	// dash's prompt for root: it has no other way of saying that it listens.
+	if _, _, err := c.waitFor(ctx, 0, "# "); err != nil {
+		return nil, err
+	}
+	_, err := g.run(ctx, shellSetup)
+	return g, err
 }
 
 // run has the shell execute one line and returns what it printed. An exit

@@ -151,12 +151,25 @@ func makeAnchorFiles(ctx context.Context, image string) error {
 // prepare lets every guest read its files, and waits.
 func (s *anchorSession) prepare(ctx context.Context) error {
 	for i, g := range s.guests {
-		for _, line := range []string{"mkdir -p /tmp/d", "mount /dev/vdb /tmp/d", "cat /tmp/d/[0-9]* > /dev/null", "sync"} {
-			if _, err := g.run(ctx, line); err != nil {
-				return fmt.Errorf("%s: %w", s.cmds[i].name, err)
-			}
+		if err := readFiles(ctx, g); err != nil {
+			return fmt.Errorf("%s: %w", s.cmds[i].name, err)
 		}
 	}
+	return anchorRest(ctx)
+}
+
+// readFiles lets a guest read its files.
+func readFiles(ctx context.Context, g *shellGuest) error {
+	for _, line := range []string{"mkdir -p /tmp/d", "mount /dev/vdb /tmp/d", "cat /tmp/d/[0-9]* > /dev/null", "sync"} {
+		if _, err := g.run(ctx, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// anchorRest waits while guests idle.
+func anchorRest(ctx context.Context) error {
 	select {
 	case <-time.After(anchorQuiet):
 		return nil

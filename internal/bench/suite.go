@@ -5,8 +5,8 @@ func All() []Benchmark {
 	list := []Benchmark{nativeStart(), nativeMemory()}
 	list = append(list, trackerWrites()...)
 	return append(list,
-		framesIdle(), namingPass(), restoreNative(),
+		framesIdle(), namingPass(), restoreNative(), migrateNative(), migrateCurve(),
 		bootLinux(), bootEntry(),
-		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(),
+		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(), migrateAnchor(),
 	)
 }

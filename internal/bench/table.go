@@ -20,12 +20,15 @@ const (
 // errNoMarkers says that a document has no place for the tables.
 var errNoMarkers = errors.New("the markers bench:begin and bench:end do not stand in it, once each and in this order")
 
-// UpdateDocument writes the tables of r between the markers of a file. Tables
-// there of benchmarks that r does not have stay as they are.
+// UpdateDocument writes the tables of r between the markers of a file, and figures
+// beside it. Tables there of benchmarks that r does not have stay as they are.
 func UpdateDocument(path string, r Report) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("tables: %w", err)
+	}
+	if err := writeFigures(path, r); err != nil {
+		return err
 	}
 	text, err := replaceTables(string(old), r)
 	if err != nil {
@@ -155,6 +158,9 @@ func writeResult(out *strings.Builder, r *Result) {
 		rounds += fmt.Sprintf("; %d more in which a guest died in the emulated host were repeated", r.Lost)
 	}
 	fmt.Fprintf(out, "Medians (min to max) of %s.\n\n", rounds)
+	if r.Figure != nil {
+		fmt.Fprintf(out, "![%s](%s)\n\n", r.Figure.Title, figureFile(r.Name))
+	}
 	writeValues(out, r)
 	out.WriteString("\n")
 	for _, m := range r.Metrics {
