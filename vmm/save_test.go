@@ -39,9 +39,9 @@ type saveRig struct {
 	t       *testing.T
 	m       *VM
 	c       config.Config
-	content []byte // of the disk, as far as tests keep it
-	driver  *virtiotest.Driver
-	dir     string // for snapshots
+	content []byte               // of the disk, as far as tests keep it
+	drivers []*virtiotest.Driver // of the disks that are written
+	dir     string               // for snapshots
 	watch   *peekTracker
 	// overwritten counts the blocks and pages that traffic has overwritten.
 	overwritten atomic.Int64
@@ -49,6 +49,10 @@ type saveRig struct {
 
 // saveRAM holds what the disk is read into, from 64 MiB on.
 const saveRAM = 96 << 20
+
+// ioHeader is where the header and the status of requests of the first disk lie;
+// those of the next ones follow, each 1 MiB further. The rings lie 512 KiB before.
+const ioHeader memory.GPA = 2<<20 + 512<<10
 
 // saveSpec is a guest that writes 16 MiB as fast as it can.
 const saveSpec = "memwriter:size=16M,words=8,order=random,seed=3"
@@ -75,8 +79,10 @@ func newSaveRig(t *testing.T, spec string, change func(c *config.Config)) *saveR
 	r := &saveRig{t: t, m: m, c: c, content: content, dir: quickDir(t)}
 	r.watch = &peekTracker{Tracker: m.tracker, space: m.mem}
 	m.tracker = r.watch
-	if len(c.Disks) > 0 {
-		r.driver = attachPolled(t, m)
+	for n, d := range c.Disks {
+		if n == 0 || !d.ReadOnly {
+			r.drivers = append(r.drivers, attachPolled(t, m, n))
+		}
 	}
 	r.runs()
 	return r
@@ -90,12 +96,12 @@ func (r *saveRig) runs() {
 	}
 }
 
-// attachPolled plays the driver of the disk without interrupts, so that waiting
+// attachPolled plays the driver of a disk without interrupts, so that waiting
 // for it writes no memory.
-func attachPolled(t *testing.T, m *VM) *virtiotest.Driver {
+func attachPolled(t *testing.T, m *VM, disk int) *virtiotest.Driver {
 	t.Helper()
 	machine := &virtiotest.Machine{Memory: m.mem, Ports: &m.ports, MMIO: &m.mmio, Log: m.log}
-	driver := machine.Attach(t, m.pci.devices[0].PCIDevice, 1)
+	driver := machine.Attach(t, m.pci.devices[disk].PCIDevice, 1+disk)
 	driver.Reset()
 	driver.Negotiate(^uint64(0) &^ (virtio.FeatureEventIdx | virtio.FeatureIndirectDesc))
 	driver.SetupQueues(16)
@@ -103,12 +109,19 @@ func attachPolled(t *testing.T, m *VM) *virtiotest.Driver {
 	return driver
 }
 
-// io makes one request of the disk and waits for it. Like a guest it touches
-// memory only while the VM runs.
+// io makes one request of the first disk and waits for it.
 func (r *saveRig) io(kind uint32, offset int64, buffer memory.Range) error {
 	r.t.Helper()
-	q := r.driver.Queue(0)
-	const head, status = memory.GPA(3 << 20), memory.GPA(3<<20 + 64)
+	return r.ioOf(0, kind, offset, buffer)
+}
+
+// ioOf makes one request of a disk and waits for it. Like a guest it touches
+// memory only while the VM runs.
+func (r *saveRig) ioOf(disk int, kind uint32, offset int64, buffer memory.Range) error {
+	r.t.Helper()
+	q := r.drivers[disk].Queue(0)
+	head := ioHeader + memory.GPA(disk)<<20
+	status := head + 64
 	header := binary.LittleEndian.AppendUint32(nil, kind)
 	header = binary.LittleEndian.AppendUint64(append(header, 0, 0, 0, 0), uint64(offset/512))
 	id := uint16(0)
