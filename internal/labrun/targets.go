@@ -101,6 +101,7 @@ func Proofs() []Proof {
 		{ID: "snapshot-states", Package: "./vmm", Run: "^TestSaveStates$", Where: Native, Timeout: 20 * time.Minute},
 		{ID: "snapshot-chain", Package: "./vmm", Run: "^TestSaveChain$", Where: Native, Timeout: 20 * time.Minute},
 		{ID: "snapshot-overwritten", Package: "./vmm", Run: "^TestSaveOverwritten$", Where: Native, Timeout: 10 * time.Minute},
+		{ID: "names-maps", Package: "./vmm", Run: "^TestRestoreMaps$", Where: Native, Timeout: 10 * time.Minute},
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "migrate-killed", Package: "./cmd/ditto", Run: "^TestMigrateKilled$", Where: Native, Timeout: 60 * time.Minute},
