@@ -150,3 +150,96 @@ func (k *kill) usable() {
 		k.t.Errorf("left: %s", left)
 	}
 }
+
+// TestSnapshotClientKilled kills and interrupts the command that saves a machine,
+// at random points: the machine goes on and finds its memory right, there is a
+// whole snapshot or none, and behind the next save nothing is left.
+func TestSnapshotClientKilled(t *testing.T) {
+	kills := labtest.Count(4, 50)
+	s := newSaveHome(t, "w", "32M", "size=8M,words=512,order=random,seed=16")
+	began := time.Now()
+	s.want("snapshot", "w", filepath.Join(s.dir, "first"), "--compress", "zstd")
+	took := time.Since(began)
+	whole, how := 0, map[unix.Signal]int{}
+	for i := range kills {
+		snap := filepath.Join(s.dir, fmt.Sprint("snap", i))
+		signal := []unix.Signal{unix.SIGKILL, unix.SIGINT, unix.SIGKILL, unix.SIGTERM}[i%4]
+		how[signal]++
+		cmd := exec.Command(s.path, "snapshot", "w", snap, "--compress", "zstd")
+		cmd.Env = s.env
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rand.N(took)) // any point will do
+		if err := cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it may have been done
+		if signal != unix.SIGKILL && strings.Contains(s.left(), "partial") {
+			t.Errorf("%v left %s", signal, s.left())
+		}
+		if _, err := os.Lstat(snap); err == nil {
+			whole++
+			s.want("snapshot", "verify", snap)
+			snap += "-next"
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		s.nothingUnused(s.saveAgain(snap))
+	}
+	s.finish("w")
+	if !t.Failed() {
+		labtest.Proof(t, "snapshot-client-killed", "the command killed %d times and interrupted %d times at random points of a save: %d whole snapshots, %d times none; the machine goes on with right memory, and no overlay, folder or frozen disk is left that nothing needs", how[unix.SIGKILL], kills-how[unix.SIGKILL], whole, kills-whole)
+	}
+}
+
+// saveAgain saves the machine once it has noticed that its client is gone, and
+// returns what its disk is written to from then on.
+func (s *saveHome) saveAgain(snap string) (disk string) {
+	s.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		code, out, errs := s.do("snapshot", "w", snap, "--compress", "zstd", "--json")
+		if code == 0 {
+			s.want("snapshot", "verify", snap)
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			var event struct{ Disks []string }
+			if err := json.Unmarshal([]byte(lines[len(lines)-1]), &event); err != nil || len(event.Disks) != 1 {
+				s.t.Fatalf("%s: %v", out, err)
+			}
+			return event.Disks[0]
+		}
+		if !strings.Contains(errs, "under way") || time.Now().After(deadline) {
+			s.t.Fatalf("code %d: %s", code, errs)
+		}
+	}
+}
+
+// nothingUnused makes sure that the work folder has snapshots and the images that
+// the disk is made of, and that only the top one may be written.
+func (s *saveHome) nothingUnused(disk string) {
+	s.t.Helper()
+	chain := map[string]bool{}
+	for path := disk; path != ""; {
+		chain[filepath.Base(path)] = true
+		info, err := os.Stat(path)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if writable := info.Mode()&0o200 != 0; writable != (path == disk) {
+			s.t.Errorf("%s has mode %v; the machine writes %s", path, info.Mode(), disk)
+		}
+		var image struct {
+			Backing string `json:"full-backing-filename"`
+		}
+		out, err := exec.Command("qemu-img", "info", "-U", "--output=json", path).Output()
+		if err := errors.Join(err, json.Unmarshal(out, &image)); err != nil {
+			s.t.Fatalf("qemu-img info %s: %v: %s", path, err, out)
+		}
+		path = image.Backing
+	}
+	for name := range strings.FieldsSeq(s.left()) {
+		if !chain[name] && !strings.HasPrefix(name, "snap") && name != "first" {
+			s.t.Errorf("nothing needs %s; the disk is made of %v", name, chain)
+		}
+	}
+}

@@ -103,6 +103,7 @@ func Proofs() []Proof {
 		{ID: "snapshot-overwritten", Package: "./vmm", Run: "^TestSaveOverwritten$", Where: Native, Timeout: 10 * time.Minute},
 		{ID: "names-maps", Package: "./vmm", Run: "^TestRestoreMaps$", Where: Native, Timeout: 10 * time.Minute},
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
+		{ID: "snapshot-client-killed", Package: "./cmd/ditto", Run: "^TestSnapshotClientKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "migrate-killed", Package: "./cmd/ditto", Run: "^TestMigrateKilled$", Where: Native, Timeout: 60 * time.Minute},
 		{ID: "migrate-native", Package: "./vmm", Run: "^TestMigrateBackAndForth$", Where: Native, Timeout: 30 * time.Minute},

@@ -41,6 +41,7 @@ type frozen struct {
 	chmod   bool        // it was changed
 	overlay string      // "" for none
 	stamp   fs.FileInfo // of the overlay, when it was made
+	note    string      // path of what tells of it, if this process is killed
 }
 
 var _ Host = (*Local)(nil)
@@ -123,7 +124,7 @@ func (l *Local) Overlay(ctx context.Context, r OverlayRequest) (Overlay, error) 
 			return none, err
 		}
 	}
-	f, err := freeze(r.Below)
+	f, err := freeze(r.Below, noteOf(l.beside(r.Below), r.Below))
 	if err != nil {
 		return none, err
 	}
@@ -138,21 +139,46 @@ func (l *Local) Overlay(ctx context.Context, r OverlayRequest) (Overlay, error) 
 	return made, nil
 }
 
-// freeze takes all write permissions from a file. A device has none to take: who
-// opens it is a matter of locks.
-func freeze(path string) (*frozen, error) {
+// beside is the folder for what belongs to a disk: its own, or where the snapshot
+// is, since beside a device there is no room.
+func (l *Local) beside(disk string) string {
+	if info, err := os.Stat(disk); err == nil && !info.Mode().IsRegular() {
+		return filepath.Dir(l.path)
+	}
+	return filepath.Dir(disk)
+}
+
+// freeze takes all write permissions from a file, and leaves a note of it. A
+// device has none to take: who opens it is a matter of locks.
+func freeze(path, note string) (*frozen, error) {
+	if err := redeem(note, path); err != nil {
+		return nil, fmt.Errorf("clean up after a save that was killed: %w", err)
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("freeze disk: %w", err)
 	}
-	f := &frozen{below: path, mode: info.Mode().Perm(), chmod: info.Mode().IsRegular() && info.Mode()&0o222 != 0}
+	f := &frozen{below: path, note: note, mode: info.Mode().Perm(), chmod: info.Mode().IsRegular() && info.Mode()&0o222 != 0}
+	f.told().write(note)
 	if !f.chmod {
 		return f, nil
 	}
 	if err := os.Chmod(path, f.mode&^0o222); err != nil {
+		_ = os.Remove(note) // nothing was done
 		return nil, fmt.Errorf("freeze disk %s: %w: only its owner can; put an overlay on it with 'ditto image overlay' and run that", path, err)
 	}
 	return f, nil
+}
+
+// told is the note of the disk while it has no overlay.
+func (f *frozen) told() note { return note{Mode: f.mode} }
+
+// forget removes the note: what was done for the save is undone, or stays.
+func (f *frozen) forget() error {
+	if err := os.Remove(f.note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // thaw undoes freeze.
@@ -168,11 +194,7 @@ func (f *frozen) thaw() error {
 const mostNumbers = 1000
 
 func (l *Local) overlay(f *frozen, r OverlayRequest) (Overlay, error) {
-	dir := filepath.Dir(r.Below)
-	if info, err := os.Stat(r.Below); err == nil && !info.Mode().IsRegular() {
-		dir = filepath.Dir(l.path) // beside a device there is no room
-	}
-	name := filepath.Join(dir, stem(r.Below, r.Format, 0)+"."+filepath.Base(l.path))
+	name := filepath.Join(l.beside(r.Below), stem(r.Below, r.Format, 0)+"."+filepath.Base(l.path))
 	for n := 1; ; n++ {
 		path := name + ".qcow2"
 		if n > 1 {
@@ -186,6 +208,9 @@ func (l *Local) overlay(f *frozen, r OverlayRequest) (Overlay, error) {
 			return Overlay{}, fmt.Errorf("overlay of disk %d: %w", r.Disk, err)
 		}
 		f.overlay = path
+		if n, err := f.told().identify(path); err == nil {
+			n.write(f.note)
+		}
 		if f.stamp, err = os.Stat(path); err != nil {
 			return Overlay{}, err
 		}
@@ -241,6 +266,12 @@ func openFile(path string, flags int) (int, error) {
 
 // Commit implements [Host]. From then on the snapshot needs the disks as they are.
 func (l *Local) Commit() error {
+	// The machine goes on in the overlays if it does not hear what comes of this.
+	for _, f := range l.frozen {
+		if err := f.forget(); err != nil {
+			return err
+		}
+	}
 	err := l.Target.Commit()
 	l.whole = err == nil
 	return err
@@ -260,7 +291,7 @@ func (l *Local) DropOverlay(disk int) error {
 	if f.overlay != "" {
 		err = errors.Join(err, os.Remove(f.overlay))
 	}
-	return err
+	return errors.Join(err, f.forget())
 }
 
 // Abandon undoes what was done for a machine that is gone. If the snapshot is
@@ -273,6 +304,7 @@ func (l *Local) Abandon() (whole bool, kept []string, err error) {
 	for disk, f := range l.frozen {
 		if f.overlay != "" && (l.whole || f.written()) {
 			kept = append(kept, f.overlay)
+			errs = append(errs, f.forget())
 		} else if !l.whole {
 			errs = append(errs, l.DropOverlay(disk))
 		}
