@@ -47,12 +47,17 @@ func roomFor(m *config.Memory, root string) error {
 	if m.HugePages == memory.HugePages2M || m.HugePages == memory.HugePages1G {
 		return nil // taken from a pool as soon as it is mapped
 	}
+	return checkRoom(root, uint64(m.Size), "the VM has")
+}
+
+// checkRoom reports that so many bytes cannot be had on this host.
+func checkRoom(root string, bytes uint64, what string) error {
 	room, err := availableMemory(root)
 	if err != nil {
 		return nil //nolint:nilerr // a host that does not say has room
 	}
-	if uint64(m.Size) > room {
-		return fmt.Errorf("%w: the VM has %d MiB, and %d MiB are available here: end something, or add swap", ErrNoMemory, m.Size>>20, room>>20)
+	if bytes > room {
+		return fmt.Errorf("%w: %s %d MiB, and %d MiB are available here: end something, or add swap", ErrNoMemory, what, bytes>>20, room>>20)
 	}
 	return nil
 }

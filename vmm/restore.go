@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,8 @@ type SnapshotOptions struct {
 	// Config is the new machine, which may have another name and other paths
 	// than the saved one, but is otherwise the same.
 	Config config.Config
+
+	root string // of the host's /proc and /sys, in tests; "" for /
 }
 
 // RestoreSnapshot makes a VM of a snapshot, paused: [VM.Resume] lets the guest go
@@ -70,7 +73,7 @@ type SnapshotOptions struct {
 // The files of the snapshot, and the layers that it names pages by, must not
 // change as long as the VM lives: what it has not written is mapped from them.
 func RestoreSnapshot(ctx context.Context, s *snapshot.Snapshot, o SnapshotOptions) (*VM, error) {
-	r := &restored{snapshot: s, dir: s.Dir(), mode: o.Mode, set: o.WorkingSet}
+	r := &restored{snapshot: s, dir: s.Dir(), mode: o.Mode, set: o.WorkingSet, root: cmp.Or(o.root, "/")}
 	m, err := restore(ctx, o.Config, s.Sections(), func(m *VM) error { return r.fill(ctx, m) }, o.RestoreOptions)
 	if err != nil {
 		return nil, errors.Join(err, r.close())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -36,8 +37,10 @@ type restored struct {
 	mem      *memory.Space
 	vm       *VM
 
-	mapped  uint64 // bytes
-	copied  uint64 // bytes that were read before the guest ran
+	root    string             // of the host's /proc and /sys
+	mapped  uint64             // bytes
+	files   map[*os.File]int64 // that are mapped, and to which of their bytes
+	copied  uint64             // bytes that were read before the guest ran
 	pages   *snapshot.Pages
 	missing *memory.Missing // nil when nothing is, or was
 
@@ -80,6 +83,9 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 	if err != nil {
 		return err
 	}
+	if err := r.room(plan.Copied); err != nil {
+		return err
+	}
 	err = r.mem.MapFiles(plan.Maps...)
 	if errors.Is(err, memory.ErrNotPrivate) {
 		m.log.Warn("memory is read before the guest runs, since it cannot be mapped", "err", err, "cure", "use --memory anonymous without --hugepages 2M or 1G, or --eager if that is meant")
@@ -95,7 +101,7 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 	if err != nil {
 		return err
 	}
-	r.mapped = plan.Mapped
+	r.mapped, r.files = plan.Mapped, ends(plan.Maps)
 	if err := r.await(ctx, plan.Copy, plan.Copied); err != nil {
 		return err
 	}
@@ -108,10 +114,40 @@ func (r *restored) fill(ctx context.Context, m *VM) error {
 
 // load reads all of memory.
 func (r *restored) load(ctx context.Context) error {
-	err := r.snapshot.Load(ctx, r.mem, snapshot.LoadOptions{})
 	h := r.snapshot.Manifest().Holds
-	r.copied = h.Blocks + h.Duplicate + h.Parent + h.Unique
+	all := h.Blocks + h.Duplicate + h.Parent + h.Unique
+	if err := r.room(all); err != nil {
+		return err
+	}
+	err := r.snapshot.Load(ctx, r.mem, snapshot.LoadOptions{})
+	r.copied = all
 	return err
+}
+
+// room checks that the host has memory for what is read. What is mapped takes none
+// but that of files, and zeros take none at all.
+func (r *restored) room(bytes uint64) error {
+	return checkRoom(r.root, bytes, "the restored guest takes at once")
+}
+
+// ends returns up to which byte files are mapped.
+func ends(maps []memory.FileRange) map[*os.File]int64 {
+	all := map[*os.File]int64{}
+	for _, m := range maps {
+		all[m.File] = max(all[m.File], m.Offset+int64(m.Size))
+	}
+	return all
+}
+
+// cutShort names the files that do not have any more what is mapped of them.
+func (r *restored) cutShort() (names []string) {
+	for f, end := range r.files {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Size() < end {
+			names = append(names, fmt.Sprintf("%s has %d bytes, of which %d are needed", f.Name(), info.Size(), end))
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // await lets pages be fetched when they are touched. Where nobody may serve KVM's
@@ -294,6 +330,9 @@ func (m *VM) explain(err error) error {
 		return *known
 	}
 	if r := m.restored; r != nil && r.mapped > 0 && errors.Is(err, unix.EFAULT) {
+		if files := r.cutShort(); len(files) > 0 {
+			return fmt.Errorf("%w: guest memory of the snapshot %s was cut short while it was in use: %s", err, r.dir, strings.Join(files, ", "))
+		}
 		return fmt.Errorf("%w: guest memory is mapped from the snapshot %s and the disks below it, one of which may have been cut short: check with 'ditto snapshot verify'", err, r.dir)
 	}
 	return err

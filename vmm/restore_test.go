@@ -419,11 +419,44 @@ func TestRestoreTruncated(t *testing.T) {
 		t.Fatal(err)
 	}
 	exit, err := m.Wait(ctx)
-	if err != nil || exit.Reason != ExitFailed || !strings.Contains(exit.Err.Error(), dir) {
-		t.Errorf("exit %+v, %v, want one that names the snapshot", exit, err)
+	pages := filepath.Join(dir, "pages")
+	if err != nil || exit.Reason != ExitFailed || !strings.Contains(exit.Err.Error(), pages+" has 2097152 bytes") {
+		t.Errorf("exit %+v, %v, want one that names %s", exit, err, pages)
 	}
 	if _, err := tryRestore(t, dir, SnapshotOptions{Config: c}); !errors.Is(err, snapshot.ErrFormat) {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// TestRestoreNoRoom: what the host has no memory for is refused before it is read,
+// and nothing is left.
+func TestRestoreNoRoom(t *testing.T) {
+	c := writerConfig()
+	dir, was := savedWriter(t, c, snapshot.None)
+	root := t.TempDir()
+	available := func(kib int) {
+		text := fmt.Sprintf("MemAvailable: %d kB\nSwapFree: 0 kB\n", kib)
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc"), 0o700), os.WriteFile(filepath.Join(root, "proc/meminfo"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fds := countFDs(t)
+	available(64)
+	for _, mode := range []RestoreMode{RestoreLazy, RestoreEager, RestorePrefetch} {
+		m, err := tryRestore(t, dir, SnapshotOptions{Config: c, Mode: mode, root: root})
+		if err == nil {
+			_ = m.Close()
+		}
+		if !errors.Is(err, ErrNoMemory) || !strings.Contains(err.Error(), "0 MiB are available") {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if now := countFDs(t); now != fds {
+			t.Errorf("%s: %d descriptors after the failure, %d before", mode, now, fds)
+		}
+	}
+	available(128 << 10)
+	if m := restoreFrom(t, dir, SnapshotOptions{Config: c, Mode: RestoreEager, root: root}); digestMemory(t, m) != was {
+		t.Error("memory is another")
 	}
 }
 

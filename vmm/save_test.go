@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"ditto.vm/devices/virtio"
 	"ditto.vm/devices/virtio/virtiotest"
@@ -1030,6 +1031,45 @@ func TestSaveFails(t *testing.T) {
 			if err := r.m.disks[0].image.ReadAtv([][]byte{got}, 0); err != nil || !bytes.Equal(got, r.content) {
 				t.Errorf("the disk lost what was written, %v", err)
 			}
+		})
+	}
+}
+
+// TestSaveDiskFull: a disk that is full in the middle of a save is said to be so,
+// the machine goes on with its disk, and there is room again.
+func TestSaveDiskFull(t *testing.T) {
+	mount := t.TempDir()
+	if err := unix.Mount("none", mount, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("mount a small file system: %v (try: run as root)", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, tc := range []SaveOptions{{}, {Paused: true}, {Stop: true}, {Compression: snapshot.Zstd}} {
+		t.Run(fmt.Sprintf("%+v", tc), func(t *testing.T) {
+			r := newSaveRig(t, "memwriter:size=16M,words=512,order=random,seed=3", nil)
+			r.readAll()
+			runUntil(t, r.m, 20000)
+			images, files := r.images(), listDir(t, filepath.Dir(r.c.Disks[0].Path))
+			host, err := savehost.NewLocal(filepath.Join(mount, "snap"), savehost.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Some of it fits.
+			if _, err := r.m.Save(deadline(t), host, tc); !errors.Is(err, snapshot.ErrNoSpace) || !strings.Contains(err.Error(), mount) {
+				t.Errorf("%v", err)
+			}
+			r.checkUndone(images, files, nil)
+			if left := listDir(t, mount); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+			r.watch.dump, r.watch.n = nil, 0
+			r.write(9, 20, 3)
+			r.save("elsewhere", SaveOptions{})
+			r.check(r.open("elsewhere"), r.watch.takeDump(t))
+			r.finish()
 		})
 	}
 }
