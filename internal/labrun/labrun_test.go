@@ -179,6 +179,34 @@ func TestProofsCommands(t *testing.T) {
 	}
 }
 
+// TestProofsFuzz: every fuzz target of the tree has a row in the table of proofs,
+// and every row of one is of a target.
+func TestProofsFuzz(t *testing.T) {
+	t.Chdir("../..")
+	table, err := os.ReadFile(ProofsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := fuzzTargets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets, rows []string
+	for _, j := range jobs {
+		targets = append(targets, j.id)
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| (fuzz:\\S+) \\|.*\\| `make prove ARGS=(\\S+)` \\|").FindAllSubmatch(table, -1) {
+		if rows = append(rows, string(m[1])); string(m[2]) != string(m[1]) {
+			t.Errorf("%s is said to be proven by %s", m[1], m[2])
+		}
+	}
+	slices.Sort(targets)
+	slices.Sort(rows)
+	if diff := gocmp.Diff(targets, rows); diff != "" {
+		t.Errorf("fuzz targets and rows of %s (-targets +rows):\n%s", ProofsPath, diff)
+	}
+}
+
 // testNames reads the names of a package's tests.
 func testNames(t *testing.T, p testPackage) []string {
 	t.Helper()
