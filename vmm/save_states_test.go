@@ -1,8 +1,6 @@
 package vmm
 
 import (
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,22 +14,6 @@ import (
 	"ditto.vm/migration/snapshot"
 	"ditto.vm/vmm/config"
 )
-
-// digestSpace is over all bytes of guest memory.
-func digestSpace(t testing.TB, space *memory.Space) [32]byte {
-	t.Helper()
-	h := sha256.New()
-	for _, r := range space.Regions() {
-		for at := r.Start; at < r.End(); at += memory.LargeFrameSize {
-			b, err := space.View(at, min(memory.LargeFrameSize, uint64(r.End()-at)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			h.Write(b)
-		}
-	}
-	return [32]byte(h.Sum(nil))
-}
 
 // drawnState is a state of a machine and how it is saved and restored, all of it
 // drawn by lot.
@@ -173,33 +155,6 @@ func (r *saveRig) saveState(s drawnState, name, parent string) [32]byte {
 		r.t.Fatal("what memory was is not known")
 	}
 	return digestSpace(r.t, r.watch.takeDump(r.t))
-}
-
-// restoredConfig is the configuration of a machine that is restored: that of the
-// snapshot, with overlays on the disks.
-func restoredConfig(t *testing.T, dir string) config.Config {
-	t.Helper()
-	s, err := snapshot.Open(dir, snapshot.OpenOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := config.Parse(s.Manifest().Config)
-	if err := errors.Join(err, s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	tops := quickDir(t)
-	for i := range c.Disks {
-		d := &c.Disks[i]
-		if d.ReadOnly {
-			continue
-		}
-		top := filepath.Join(tops, fmt.Sprintf("top%d.qcow2", i))
-		if err := chain.CreateOverlay(top, d.Path, d.Format, namesDisk); err != nil {
-			t.Fatal(err)
-		}
-		d.Path, d.Format = top, chain.Qcow2
-	}
-	return c
 }
 
 // restoreState restores the machine and returns it, paused. What is to be
