@@ -29,7 +29,7 @@ type LabPackage struct {
 func LabPackages() []LabPackage {
 	return []LabPackage{
 		{Path: "./internal/lab", Run: BootRun, Boots: true},
-		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts
+		{Path: "./internal/e2e/storage", Run: BootRun, Boots: true}, // power cuts, of guests that run and that are saved
 		{Path: "./internal/labtest"},
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
@@ -112,8 +112,9 @@ func Proofs() []Proof {
 		{ID: "disk-erase", Package: "./internal/e2e/storage", Run: "^TestLabErase$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-locks", Package: "./internal/e2e/storage", Run: "^TestLabLocks$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "seabios", Package: "./internal/e2e/storage", Run: "^TestLabSeaBIOS$", Where: InLab, Timeout: 30 * time.Minute},
-		// It boots labs itself, to kill them.
+		// They boot labs themselves, to kill them.
 		{ID: "power-cut", Package: "./internal/e2e/storage", Run: "^TestBootPowerCut", Where: Native, Timeout: 90 * time.Minute},
+		{ID: "snapshot-power-cut", Package: "./internal/e2e/storage", Run: "^TestBootSnapshotPowerCut$", Where: Native, Timeout: 90 * time.Minute},
 	}
 }
 

@@ -167,6 +167,10 @@ func freeze(path, note string) (*frozen, error) {
 		_ = os.Remove(note) // nothing was done
 		return nil, fmt.Errorf("freeze disk %s: %w: only its owner can; put an overlay on it with 'ditto image overlay' and run that", path, err)
 	}
+	// A snapshot that is whole after a power cut needs it frozen.
+	if err := syncFile(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("freeze disk: %w", err), f.thaw(), f.forget())
+	}
 	return f, nil
 }
 
@@ -179,6 +183,15 @@ func (f *frozen) forget() error {
 		return err
 	}
 	return nil
+}
+
+// syncFile makes a file's contents and permissions last.
+func syncFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
 }
 
 // thaw undoes freeze.

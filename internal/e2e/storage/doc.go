@@ -3,6 +3,7 @@
 // others read it afterwards. It holds tests only.
 //
 //	TestBootPowerCut   outside: labs are killed while guests write and flush
+//	TestBootSnapshot.. outside: and while guests are saved
 //	TestLab...         inside: content, erasing, locks, foreign drivers
 //
 // The guest's first process is the test binary itself (see guestMain): it runs

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 // recordFile holds the records on a disk with a file system.
@@ -25,9 +26,13 @@ const ackFormat = "ACK %d %d %08x\n"
 
 // writeRecords writes to every disk at once, and acknowledges what it has
 // flushed, until the power is cut. Job words: disks, a letter for each, r for
-// raw and f for a file on ext4; seed.
+// raw and f for a file on ext4; seed; nap, how many milliseconds to rest after
+// each batch, if any.
 func writeRecords(args guestArgs) error {
-	seed := args.number("seed")
+	seed, nap := args.number("seed"), time.Duration(0)
+	if args["nap"] != "" {
+		nap = time.Duration(args.number("nap")) * time.Millisecond
+	}
 	var mu sync.Mutex // of the console
 	var wg sync.WaitGroup
 	errs := make([]error, len(args["disks"]))
@@ -38,6 +43,7 @@ func writeRecords(args guestArgs) error {
 		}
 		wg.Go(func() {
 			errs[i] = writeDisk(f, seed, i, func(seq uint64, sum uint32) {
+				defer time.Sleep(nap)
 				mu.Lock()
 				defer mu.Unlock()
 				fmt.Printf(ackFormat, i, seq, sum)

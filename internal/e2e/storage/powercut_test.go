@@ -95,23 +95,31 @@ func TestBootPowerCutWithoutFsync(t *testing.T) {
 func TestFlushesAreKnown(t *testing.T) {
 	t.Setenv("CGO_ENABLED", "0")
 	tool(t, nil, "go", "-C", "../../..", "build", "-o", os.DevNull, "-overlay", withoutFsync(t), "./images/disk")
+	tool(t, nil, "go", "-C", "../../..", "build", "-o", os.DevNull, "-overlay", withoutSaveFsync(t), "./migration/snapshot")
 }
 
 // withoutFsync writes a build overlay in which ditto never asks the kernel to
 // make anything stable, and believes it was done.
 func withoutFsync(t *testing.T) string {
 	t.Helper()
-	source, err := filepath.Abs("../../../images/disk")
+	return overlayOf(t, "../../../images/disk", map[string][][2]string{
+		"ring.go":  {{"r.entry(ringOpFsync, file, token, 0, 0, 0, fsyncDatasync)", "r.entry(ringOpRead, file, token, 0, 0, 0, 0)"}},
+		"queue.go": {{"flags = unix.RWF_DSYNC", "flags = 0"}},
+		"raw.go":   {{"flags = unix.RWF_DSYNC", "flags = 0"}, {"err := unix.Fdatasync(r.fd)", "err := error(nil)"}},
+	})
+}
+
+// overlayOf writes a build overlay in which texts of a package, which stand there
+// once, are replaced.
+func overlayOf(t *testing.T, pkg string, files map[string][][2]string) string {
+	t.Helper()
+	source, err := filepath.Abs(pkg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	replace := map[string]string{}
-	for name, edits := range map[string][][2]string{
-		"ring.go":  {{"r.entry(ringOpFsync, file, token, 0, 0, 0, fsyncDatasync)", "r.entry(ringOpRead, file, token, 0, 0, 0, 0)"}},
-		"queue.go": {{"flags = unix.RWF_DSYNC", "flags = 0"}},
-		"raw.go":   {{"flags = unix.RWF_DSYNC", "flags = 0"}, {"err := unix.Fdatasync(r.fd)", "err := error(nil)"}},
-	} {
+	for name, edits := range files {
 		b, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil {
 			t.Fatal(err)
