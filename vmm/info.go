@@ -89,7 +89,7 @@ func (m *VM) Stats() (api.Stats, error) {
 	if m.frames != nil {
 		s.Frames = frameCensus(m.frames.Census())
 	}
-	s.GuestResidentBytes = process.GuestRAM
+	s.GuestResidentBytes, s.GuestPSSBytes, s.GuestCopiedBytes = process.GuestRAM, process.GuestPSS, process.GuestCopied
 	s.AnonymousBytes = process.Anonymous
 	s.ResidentBytes = process.GuestRAM + process.Anonymous + process.Other
 	return s, nil

@@ -13,8 +13,13 @@ import (
 type ProcessMemory struct {
 	GuestRAM  uint64 // resident part of guest RAM
 	GuestHuge uint64 // of that, in huge pages
-	Anonymous uint64 // anonymous memory besides guest RAM: the VMM's own
-	Other     uint64 // file-backed and shared memory besides guest RAM
+	// GuestPSS is the resident part with what is shared divided among the
+	// processes that share it.
+	GuestPSS uint64
+	// GuestCopied is what was written of guest RAM that is mapped from files.
+	GuestCopied uint64
+	Anonymous   uint64 // anonymous memory besides guest RAM: the VMM's own
+	Other       uint64 // file-backed and shared memory besides guest RAM
 }
 
 // processMemory sums /proc/self/smaps, telling guest RAM from the rest by
@@ -40,7 +45,7 @@ func (m *VM) processMemory() (ProcessMemory, error) {
 func parseSmaps(r io.Reader, isGuest func(start uint64) bool) (ProcessMemory, error) {
 	var p ProcessMemory
 	var rss uint64
-	guest := false
+	guest, file := false, false
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		line := lines.Text()
@@ -52,7 +57,7 @@ func parseSmaps(r io.Reader, isGuest func(start uint64) bool) (ProcessMemory, er
 			if err != nil {
 				return ProcessMemory{}, fmt.Errorf("smaps line %q: %w", line, err)
 			}
-			guest = isGuest(start)
+			guest, file = isGuest(start), mapsFile(rest)
 			continue
 		}
 		var value *uint64
@@ -60,7 +65,7 @@ func parseSmaps(r io.Reader, isGuest func(start uint64) bool) (ProcessMemory, er
 		switch key {
 		case "Rss:":
 			value = &rss
-		case "Anonymous:", "AnonHugePages:", "ShmemPmdMapped:", "Private_Hugetlb:", "Shared_Hugetlb:":
+		case "Pss:", "Anonymous:", "AnonHugePages:", "ShmemPmdMapped:", "Private_Hugetlb:", "Shared_Hugetlb:":
 			value = &scratch
 		default:
 			continue
@@ -75,16 +80,29 @@ func parseSmaps(r io.Reader, isGuest func(start uint64) bool) (ProcessMemory, er
 			p.GuestRAM += rss
 		case key == "Rss:":
 			p.Other += rss
+		case key == "Pss:" && guest:
+			p.GuestPSS += scratch
+		case key == "Pss:":
+		case key == "Anonymous:" && guest && file:
+			p.GuestCopied += scratch
 		case key == "Anonymous:" && !guest:
 			p.Anonymous += scratch
 			p.Other -= min(scratch, p.Other)
 		case strings.HasSuffix(key, "_Hugetlb:") && guest:
 			// hugetlbfs memory is not part of Rss.
 			p.GuestRAM += scratch
+			p.GuestPSS += scratch
 			p.GuestHuge += scratch
 		case key != "Anonymous:" && guest:
 			p.GuestHuge += scratch
 		}
 	}
 	return p, lines.Err()
+}
+
+// mapsFile tells whether the header of a mapping, behind its addresses, is a
+// file's: PERMS OFFSET DEV INODE PATH.
+func mapsFile(header string) bool {
+	fields := strings.Fields(header)
+	return len(fields) > 3 && fields[3] != "0"
 }

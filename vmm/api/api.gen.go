@@ -465,6 +465,12 @@ type Stats struct {
 	// Frames large frames, 2 MiB of RAM each, by how the host maps them
 	Frames MemoryFrames `json:"frames"`
 
+	// GuestCopiedBytes of guest RAM that is mapped from files, what is in copies of its own since it was written
+	GuestCopiedBytes uint64 `json:"guest_copied_bytes"`
+
+	// GuestPSSBytes the same, with what is shared divided among the processes that share it
+	GuestPSSBytes uint64 `json:"guest_pss_bytes"`
+
 	// GuestResidentBytes guest RAM that is present in host memory
 	GuestResidentBytes uint64      `json:"guest_resident_bytes"`
 	Names              MemoryNames `json:"names"`

@@ -64,7 +64,7 @@ func statsRows(s api.Stats) [][]string {
 	rows := [][]string{
 		{"uptime", humanDuration(time.Duration(s.UptimeMs) * time.Millisecond)},
 		{"resident", humanBytes(s.ResidentBytes)},
-		{"guest RAM resident", humanBytes(s.GuestResidentBytes)},
+		{"guest RAM resident", fmt.Sprintf("%s, %s with its share of what others have too", humanBytes(s.GuestResidentBytes), humanBytes(s.GuestPSSBytes))},
 		{"own anonymous memory", humanBytes(s.AnonymousBytes)},
 		{"pages mapped", fmt.Sprintf("%d of 4K, %d of 2M, %d of 1G (%s with large entries)", s.Pages4K, s.Pages2M, s.Pages1G, largeShare(s))},
 	}
