@@ -9,6 +9,7 @@ import (
 
 	"ditto.vm/memory"
 	"ditto.vm/migration/snapshot"
+	"ditto.vm/migration/state"
 	"ditto.vm/vmm/api"
 )
 
@@ -57,6 +58,7 @@ func (c *copying) begin(ctx context.Context) (_ context.Context, done func(), er
 	}
 	m.saving = true
 	m.holdBackground()
+	state.Warm() // the pause is no time to learn
 	return ctx, func() {
 		if err := c.disarm(); err != nil {
 			m.log.Warn("memory may still be tracked", "err", err)

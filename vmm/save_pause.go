@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,8 @@ const roomPages = 1024
 
 // capture pauses the VM and captures it.
 func (s *saving) capture(ctx context.Context) error {
-	if s.armed {
-		s.w.Prepare(2*s.expected + roomPages)
+	if err := s.ready(ctx); err != nil {
+		return err
 	}
 	return s.standFor(ctx, func() error { return s.captureFrozen(ctx) }, func() error {
 		if !s.armed {
@@ -29,6 +30,17 @@ func (s *saving) capture(ctx context.Context) error {
 		}
 		return s.rounds(ctx, mostRounds)
 	})
+}
+
+// ready does what shall not fall into the pause: making room, and collecting
+// garbage, which what was done for the save has made due.
+func (s *saving) ready(ctx context.Context) error {
+	if !s.armed {
+		return nil
+	}
+	s.w.Prepare(2*s.expected + roomPages)
+	runtime.GC()
+	return s.rounds(ctx, 1)
 }
 
 // captureFrozen captures the VM with its disks, and lets it run again unless it is
