@@ -47,6 +47,16 @@ func command(t testing.TB, name string, args ...string) {
 	}
 }
 
+// bridge makes a bridge with an address, which goes with the test.
+func bridge(t testing.TB, name, address string) {
+	t.Helper()
+	_ = exec.Command("ip", "link", "del", name).Run()
+	command(t, "ip", "link", "add", name, "type", "bridge")
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", name).Run() })
+	command(t, "ip", "addr", "add", address, "dev", name)
+	command(t, "ip", "link", "set", name, "up")
+}
+
 // TestLinuxNetworks: one guest with a user-mode network and a tap device on a
 // bridge. It fetches a page over each, and is reached through a port forward
 // and over the bridge.
@@ -56,11 +66,8 @@ func TestLinuxNetworks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const bridge = "ditto-e2e0"
-	command(t, "ip", "link", "add", bridge, "type", "bridge")
-	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", bridge).Run() })
-	command(t, "ip", "addr", "add", "10.77.0.1/24", "dev", bridge)
-	command(t, "ip", "link", "set", bridge, "up")
+	const name = "ditto-e2e0"
+	bridge(t, name, "10.77.0.1/24")
 	userPort := serve(t, "127.0.0.1:0", "page over the user-mode network\n")
 	tapPort := serve(t, "10.77.0.1:0", "page over the bridge\n")
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -73,7 +80,7 @@ func TestLinuxNetworks(t *testing.T) {
 	}
 
 	m := start(t, environment(t), "run", "-c", "2", "-m", "512M", "--kernel", k.Image,
-		"-p", fmt.Sprintf("%d:7000", forward), "--net", "user", "--net", "tap,bridge="+bridge,
+		"-p", fmt.Sprintf("%d:7000", forward), "--net", "user", "--net", "tap,bridge="+name,
 		"--append", "ditto.net=eth0,dhcp ditto.net=eth1,10.77.0.2/24")
 	at := m.expect(t, 0, "ditto-init: ready")
 	say := func(line string) {

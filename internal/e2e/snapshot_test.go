@@ -148,16 +148,16 @@ func randomDisk(t testing.TB, disk string, size int64) string {
 }
 
 // checkDisk has QEMU's tools and e2fsck look at an overlay whose machine has
-// ended: they find no fault, and a copy of it is the same disk.
-func checkDisk(t testing.TB, overlay string) {
+// ended: they find no fault, and a copy of it, which is returned, is the same
+// disk.
+func checkDisk(t testing.TB, overlay string) (flat string) {
 	t.Helper()
 	command(t, "qemu-img", "check", "-q", overlay)
-	flat := overlay + ".raw"
+	flat = overlay + ".raw"
 	command(t, "qemu-img", "convert", "-O", "raw", overlay, flat)
 	command(t, "qemu-img", "compare", "-q", overlay, flat)
-	if err := os.Remove(flat); err != nil {
-		t.Fatal(err)
-	}
+	command(t, "e2fsck", "-fn", flat)
+	return flat
 }
 
 // TestLinuxSnapshot: of a guest that has read a file from its disk, little more
@@ -223,11 +223,7 @@ func TestLinuxSnapshot(t *testing.T) {
 			t.Errorf("%s: SHA-256 from the disk %s, want %s", mode, got, sum)
 		}
 		r.powerOff()
-		overlay := filepath.Join(f.path("overlays"), mode, "blk0.qcow2")
-		checkDisk(t, overlay)
-		flat := f.path("flat.raw")
-		command(t, "qemu-img", "convert", "-O", "raw", overlay, flat)
-		command(t, "e2fsck", "-fn", flat)
+		checkDisk(t, filepath.Join(f.path("overlays"), mode, "blk0.qcow2"))
 	}
 	f.ditto("snapshot", "verify", snap)
 	if !t.Failed() {

@@ -34,7 +34,7 @@ func LabPackages() []LabPackage {
 		{Path: "./vmm/kvm", Run: ".", Whole: true}, // every ioctl, on a KVM with nested paging
 		{Path: "./internal/trackertest"},           // trackers and frames under nested page tables
 		{Path: "./internal/namestest"},             // names under nested page tables
-		{Path: "./internal/e2e"},                   // Debian, directly and by kexec; networks; saves and restores
+		{Path: "./internal/e2e"},                   // Debian, directly and by kexec; networks; saves, restores and clones
 		{Path: "./vmm"},
 		{Path: "./internal/e2e/storage"},
 	}
@@ -105,6 +105,7 @@ func Proofs() []Proof {
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-client-killed", Package: "./cmd/ditto", Run: "^TestSnapshotClientKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
+		{ID: "clones-bridge", Package: "./internal/e2e", Run: "^TestLinuxClonesOnABridge$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "migrate-killed", Package: "./cmd/ditto", Run: "^TestMigrateKilled$", Where: Native, Timeout: 60 * time.Minute},
 		{ID: "migrate-native", Package: "./vmm", Run: "^TestMigrateBackAndForth$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
