@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,10 @@ const (
 	clockMissed = 2 * time.Second
 	// clockOff is how much the wall clock may be off after a restore.
 	clockOff = 50 * time.Millisecond
+	// clockApart is how far apart two readings may be that are compared, and
+	// clockStep how long is waited between looks at the RTC.
+	clockApart = 40 * time.Millisecond
+	clockStep  = 5 * time.Millisecond
 )
 
 // clocks is what a keeper reads and sets.
@@ -46,15 +51,24 @@ func newKeeper(c clocks) (*keeper, error) {
 }
 
 // look compares the clocks, and returns how much time is missing since the last
-// look.
+// look. A guest that had to wait between reading one and the other, on a busy host
+// or while it was migrated, reads them again: it is not the clocks that differ.
 func (k *keeper) look() (missing time.Duration, err error) {
-	rtc, err := k.rtc()
-	if err != nil {
-		return 0, err
+	for {
+		before := k.boottime()
+		rtc, err := k.rtc()
+		if err != nil {
+			return 0, err
+		}
+		up := k.boottime()
+		if up-before > clockApart {
+			k.sleep(time.Second)
+			continue
+		}
+		ahead := time.Duration(rtc.UnixNano()) - up
+		missing, k.ahead = ahead-k.ahead, ahead
+		return missing, nil
 	}
-	ahead := time.Duration(rtc.UnixNano()) - k.boottime()
-	missing, k.ahead = ahead-k.ahead, ahead
-	return missing, nil
 }
 
 // keep sets the wall clock by the RTC if the guest was restored: that is known,
@@ -65,28 +79,38 @@ func (k *keeper) keep(restored bool) (moved time.Duration, err error) {
 	if err != nil || !restored && missing < clockMissed {
 		return 0, err
 	}
-	now, err := k.nextSecond()
-	if err != nil {
+	if moved, err = k.behind(); err != nil || moved.Abs() < clockOff {
 		return 0, err
 	}
-	if moved = now.Sub(k.wall()); moved.Abs() < clockOff {
-		return 0, nil
-	}
-	return moved, k.setWall(now)
+	return moved, k.setWall(k.wall().Add(moved))
 }
 
-// nextSecond waits until the RTC shows another second, and returns it: only then
-// is it known to less than one.
-func (k *keeper) nextSecond() (time.Time, error) {
-	const step = 5 * time.Millisecond
-	first, err := k.rtc()
-	for now := first; err == nil; now, err = k.rtc() {
-		if !now.Equal(first) {
-			return now, nil
+// behind returns by how much the wall clock is behind the RTC. It waits until that
+// shows another second: only then is it known to less than one. A guest that had to
+// wait just then tries again at the next; after a few of them the best must do.
+func (k *keeper) behind() (behind time.Duration, err error) {
+	const tries = 10
+	best := time.Duration(math.MaxInt64)
+	for n := 0; n < tries && best > clockApart; {
+		before := k.wall()
+		first, err := k.rtc()
+		if err != nil {
+			return 0, err
 		}
-		k.sleep(step)
+		k.sleep(clockStep)
+		now, err := k.rtc()
+		if err != nil {
+			return 0, err
+		}
+		if now.Equal(first) {
+			continue
+		}
+		n++
+		if apart := k.wall().Sub(before); apart < best {
+			best, behind = apart, now.Sub(before.Add(apart/2))
+		}
 	}
-	return time.Time{}, err
+	return behind, nil
 }
 
 // keepTime keeps the wall clock right for as long as the guest lives.

@@ -14,9 +14,18 @@ type fakeClocks struct {
 	up       time.Duration // since boot
 	realtime time.Time
 	broken   error
+	stalls   int // how many of the next readings of the RTC keep the guest waiting
 }
 
-func (c *fakeClocks) rtc() (time.Time, error)   { return c.host.Truncate(time.Second), c.broken }
+func (c *fakeClocks) rtc() (time.Time, error) {
+	shown := c.host.Truncate(time.Second)
+	if c.stalls > 0 {
+		c.stalls--
+		c.run(3700 * time.Millisecond)
+	}
+	return shown, c.broken
+}
+
 func (c *fakeClocks) boottime() time.Duration   { return c.up }
 func (c *fakeClocks) wall() time.Time           { return c.realtime }
 func (c *fakeClocks) setWall(t time.Time) error { c.realtime = t; return nil }
@@ -73,6 +82,33 @@ func TestKeeper(t *testing.T) {
 			}
 			still()
 		})
+	}
+}
+
+// TestKeeperWaits: a guest that has to wait while it reads clocks misses no time,
+// and sets its wall clock right when it does.
+func TestKeeperWaits(t *testing.T) {
+	start := time.Date(2026, 11, 22, 22, 0, 0, 400e6, time.UTC)
+	c := &fakeClocks{host: start, up: time.Minute, realtime: start, stalls: 1}
+	k, err := newKeeper(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const otherwise = -8 * time.Hour // which nobody may undo
+	c.realtime = c.realtime.Add(otherwise)
+	for n := range 10 {
+		c.run(clockLook)
+		c.stalls = n % 3
+		if moved, err := k.keep(false); moved != 0 || err != nil {
+			t.Fatalf("moved by %s, %v", moved, err)
+		}
+	}
+	c.realtime = c.realtime.Add(-otherwise)
+	c.asleep(time.Hour)
+	c.stalls = 2
+	behind, err := k.behind()
+	if off := behind - time.Hour; err != nil || off.Abs() > clockApart {
+		t.Errorf("the wall clock is behind by %s (%v), want an hour", behind, err)
 	}
 }
 
