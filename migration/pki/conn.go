@@ -77,6 +77,15 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, Explain(err)
 }
 
+// Close implements net.Conn. While something is being written the peer is not told
+// of the end first: as with crypto/tls, which would not know of what is gathered.
+func (c *Conn) Close() error {
+	if c.batch.busy.Load() > 0 {
+		return c.batch.Conn.Close()
+	}
+	return c.Conn.Close()
+}
+
 // maxRecord is how much data a record has at most.
 const maxRecord = 16 << 10
 
@@ -135,6 +144,7 @@ type batch struct {
 	net.Conn
 	known atomic.Bool // the handshake is done
 	in    *bufio.Reader
+	busy  atomic.Int32 // who holds it, without mu
 
 	mu   sync.Mutex // guards what follows, and keeps what is written in order
 	held int
@@ -172,6 +182,7 @@ func (b *batch) Write(p []byte) (int, error) {
 
 // hold gathers from now on.
 func (b *batch) hold() {
+	b.busy.Add(1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.held++
@@ -179,6 +190,7 @@ func (b *batch) hold() {
 
 // release ends a hold, and writes what was gathered.
 func (b *batch) release() error {
+	defer b.busy.Add(-1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.held--
