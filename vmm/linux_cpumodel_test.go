@@ -35,6 +35,9 @@ func TestLinuxCPUModel(t *testing.T) {
 		}
 	}
 	for _, f := range host.Features {
+		if f == "3dnowprefetch" {
+			continue // of an AMD CPU with long mode Linux says so whatever CPUID says
+		}
 		if !want[f] && slices.Contains(flags, f) {
 			t.Errorf("%s is no part of the baseline, and Linux has it", f)
 		}
