@@ -14,8 +14,12 @@ import (
 // note stands beside a disk, in a hidden file, while the disk is frozen for a save
 // that is not whole yet. A client that is killed leaves it. When the machine asks
 // for that disk to be frozen again, it has undone the first save and writes the
-// disk itself: then what the note tells of is of no use to anybody.
+// disk itself: then what the note tells of is of no use to anybody. If another machine
+// asks, the first has ended, perhaps in the overlay, which may be all that there is
+// of what its guest wrote last.
 type note struct {
+	// Machine that was saved, as in [Options].
+	Machine string `json:"machine"`
 	// Mode of the disk's file before it was frozen.
 	Mode fs.FileMode `json:"mode"`
 	// Overlay that was made on the disk, "" for none, and which file it is.
@@ -57,9 +61,9 @@ func (n note) identify(overlay string) (note, error) {
 	return n, nil
 }
 
-// redeem undoes what the note at path tells of, if there is one: below is as it
-// was before it was frozen, and the overlay that nobody used is gone.
-func redeem(path, below string) error {
+// redeem undoes what the note at path tells of, if there is one that is machine's:
+// below is as it was before it was frozen, and the overlay is gone.
+func redeem(path, below, machine string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -71,7 +75,7 @@ func redeem(path, below string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if n.Overlay != "" && filepath.Dir(n.Overlay) != filepath.Dir(path) {
+	if n.Machine != machine || n.Overlay != "" && filepath.Dir(n.Overlay) != filepath.Dir(path) {
 		n = note{}
 	}
 	return errors.Join(n.undo(below), os.Remove(path))

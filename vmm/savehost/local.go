@@ -20,6 +20,9 @@ import (
 type Options struct {
 	// Parent is the folder of the parent, "" for none.
 	Parent string
+	// Machine tells the process of the machine from any other, also later ones of
+	// the same name.
+	Machine string
 	// Check refuses disks that are not the machine's. Nil allows all.
 	Check func(OverlayRequest) error
 }
@@ -28,6 +31,7 @@ type Options struct {
 type Local struct {
 	snapshot.Target
 	path    string // of the snapshot
+	machine string
 	check   func(OverlayRequest) error
 	parents map[string]string // folders by what the machine calls them
 	frozen  map[int]*frozen   // by disk
@@ -60,7 +64,7 @@ func NewLocal(path string, o Options) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Local{Target: target, path: path, check: o.Check, parents: parents, frozen: make(map[int]*frozen)}, nil
+	return &Local{Target: target, path: path, machine: o.Machine, check: o.Check, parents: parents, frozen: make(map[int]*frozen)}, nil
 }
 
 // ancestors finds the folders of a snapshot and its ancestors. Where one is not
@@ -124,7 +128,7 @@ func (l *Local) Overlay(ctx context.Context, r OverlayRequest) (Overlay, error) 
 			return none, err
 		}
 	}
-	f, err := freeze(r.Below, noteOf(l.beside(r.Below), r.Below))
+	f, err := l.freeze(r.Below)
 	if err != nil {
 		return none, err
 	}
@@ -150,8 +154,9 @@ func (l *Local) beside(disk string) string {
 
 // freeze takes all write permissions from a file, and leaves a note of it. A
 // device has none to take: who opens it is a matter of locks.
-func freeze(path, note string) (*frozen, error) {
-	if err := redeem(note, path); err != nil {
+func (l *Local) freeze(path string) (*frozen, error) {
+	note := noteOf(l.beside(path), path)
+	if err := redeem(note, path, l.machine); err != nil {
 		return nil, fmt.Errorf("clean up after a save that was killed: %w", err)
 	}
 	info, err := os.Stat(path)
@@ -159,7 +164,7 @@ func freeze(path, note string) (*frozen, error) {
 		return nil, fmt.Errorf("freeze disk: %w", err)
 	}
 	f := &frozen{below: path, note: note, mode: info.Mode().Perm(), chmod: info.Mode().IsRegular() && info.Mode()&0o222 != 0}
-	f.told().write(note)
+	l.told(f).write(note)
 	if !f.chmod {
 		return f, nil
 	}
@@ -174,8 +179,8 @@ func freeze(path, note string) (*frozen, error) {
 	return f, nil
 }
 
-// told is the note of the disk while it has no overlay.
-func (f *frozen) told() note { return note{Mode: f.mode} }
+// told is the note of a disk while it has no overlay.
+func (l *Local) told(f *frozen) note { return note{Machine: l.machine, Mode: f.mode} }
 
 // forget removes the note: what was done for the save is undone, or stays.
 func (f *frozen) forget() error {
@@ -221,7 +226,7 @@ func (l *Local) overlay(f *frozen, r OverlayRequest) (Overlay, error) {
 			return Overlay{}, fmt.Errorf("overlay of disk %d: %w", r.Disk, err)
 		}
 		f.overlay = path
-		if n, err := f.told().identify(path); err == nil {
+		if n, err := l.told(f).identify(path); err == nil {
 			n.write(f.note)
 		}
 		if f.stamp, err = os.Stat(path); err != nil {

@@ -70,38 +70,40 @@ func TestKilled(t *testing.T) {
 		between    func(t *testing.T, disk, overlay, note string)
 		stays      bool        // the overlay
 		mode       fs.FileMode // of the disk after the next save is undone
+		machine    string      // that is saved next
 	}{
-		{"overlay", false, func(*testing.T, string, string, string) {}, false, 0o640},
-		{"frozen only", true, func(*testing.T, string, string, string) {}, false, 0o640},
+		{"overlay", false, func(*testing.T, string, string, string) {}, false, 0o640, "1"},
+		{"frozen only", true, func(*testing.T, string, string, string) {}, false, 0o640, "1"},
 		{"another overlay of that name", false, func(t *testing.T, _, overlay, _ string) {
 			b, err := os.ReadFile(overlay)
 			if err := errors.Join(err, os.WriteFile(overlay+".new", b, 0o600), os.Rename(overlay+".new", overlay)); err != nil {
 				t.Fatal(err)
 			}
-		}, true, 0o640},
+		}, true, 0o640, "1"},
 		{"note cut short", false, func(t *testing.T, _, _, note string) {
 			if err := os.Truncate(note, 5); err != nil {
 				t.Fatal(err)
 			}
-		}, true, 0o440},
+		}, true, 0o440, "1"},
 		{"note of another folder", false, func(t *testing.T, _, _, note string) {
 			b, err := os.ReadFile(note)
 			b = bytes.Replace(b, []byte(`"overlay":"`), []byte(`"overlay":"/proc/self/root`), 1)
 			if err := errors.Join(err, os.WriteFile(note, b, 0o600)); err != nil {
 				t.Fatal(err)
 			}
-		}, true, 0o440},
+		}, true, 0o440, "1"},
 		{"thawed by hand", false, func(t *testing.T, disk, _, _ string) {
 			if err := os.Chmod(disk, 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, false, 0o600},
+		}, false, 0o600, "1"},
+		{"another machine", false, func(*testing.T, string, string, string) {}, true, 0o440, "2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
 			disk := raw(t, filepath.Join(dir, "disk.img"))
 			request := OverlayRequest{Below: disk, Format: chain.Raw, Size: diskSize, FreezeOnly: tc.freezeOnly}
-			killed := local(t, filepath.Join(t.TempDir(), "snap"), Options{})
+			killed := local(t, filepath.Join(t.TempDir(), "snap"), Options{Machine: "1"})
 			o, err := killed.Overlay(t.Context(), request)
 			if err != nil {
 				t.Fatal(err)
@@ -109,7 +111,7 @@ func TestKilled(t *testing.T) {
 			closeAll(t, o)
 			tc.between(t, disk, o.Path, noteOf(dir, disk))
 
-			next := local(t, filepath.Join(t.TempDir(), "another"), Options{})
+			next := local(t, filepath.Join(t.TempDir(), "another"), Options{Machine: tc.machine})
 			if o, err = next.Overlay(t.Context(), request); err != nil {
 				t.Fatal(err)
 			}

@@ -122,7 +122,9 @@ func (e *Env) save(ctx context.Context, name, dir string, f *snapshotFlags) erro
 	if err != nil {
 		return err
 	}
-	host, err := savehost.NewLocal(path, savehost.Options{Parent: o.Parent, Check: remotesave.CheckDisks(vm.Disks)})
+	host, err := savehost.NewLocal(path, savehost.Options{
+		Parent: o.Parent, Machine: fmt.Sprintf("%d, %s", vm.PID, vm.Started.Format(time.RFC3339Nano)), Check: remotesave.CheckDisks(vm.Disks),
+	})
 	if err != nil {
 		return saveError(err, name, path)
 	}
