@@ -138,7 +138,6 @@ func (f *migrateFlags) options(d destination) (o remotemigrate.Options, err erro
 		}
 		o.Connections, o.Trusted = 0, true
 	}
-	o.Trusted = o.Trusted || d.loopback()
 	credentials, err := f.tls.load()
 	if err != nil {
 		return o, err

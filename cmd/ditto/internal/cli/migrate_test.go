@@ -97,7 +97,7 @@ func TestMigrate(t *testing.T) {
 	want := live.Options{
 		Connections: 2, NoNames: true, Proof: live.ProofBLAKE3, Compression: live.Zstd, Bandwidth: 10 << 20,
 		Downtime: 50 * time.Millisecond, Timeout: 2 * time.Minute, OnTimeout: live.TimeoutStop, NoThrottle: true, Postcopy: true,
-		Verify: true, Where: "tcp://127.0.0.1:9", Trusted: true,
+		Verify: true, Where: "tcp://127.0.0.1:9",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

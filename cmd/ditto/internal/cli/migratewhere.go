@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -80,12 +79,6 @@ func parseDestination(text, sshProgram string, receive []string) (destination, e
 	remote := append([]string{program, "receive", "--stdio"}, receive...)
 	d.ssh = append(d.ssh, host, shellQuote(remote))
 	return d, nil
-}
-
-// loopback says that the way there is no network, whose bytes need no checksums.
-func (d destination) loopback() bool {
-	ip, err := netip.ParseAddr(d.host)
-	return err == nil && ip.IsLoopback()
 }
 
 func unprintable(r rune) bool { return r <= ' ' || r == 0x7f }
