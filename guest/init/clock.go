@@ -26,6 +26,8 @@ const (
 	// clockStep how long is waited between looks at the RTC.
 	clockApart = 40 * time.Millisecond
 	clockStep  = 5 * time.Millisecond
+	// clockTries is how often clocks are read that are too far apart.
+	clockTries = 10
 )
 
 // clocks is what a keeper reads and sets.
@@ -53,15 +55,16 @@ func newKeeper(c clocks) (*keeper, error) {
 // look compares the clocks, and returns how much time is missing since the last
 // look. A guest that had to wait between reading one and the other, on a busy host
 // or while it was migrated, reads them again: it is not the clocks that differ.
+// After a few times it must do.
 func (k *keeper) look() (missing time.Duration, err error) {
-	for {
+	for n := 1; ; n++ {
 		before := k.boottime()
 		rtc, err := k.rtc()
 		if err != nil {
 			return 0, err
 		}
 		up := k.boottime()
-		if up-before > clockApart {
+		if up-before > clockApart && n < clockTries {
 			k.sleep(time.Second)
 			continue
 		}
@@ -89,9 +92,8 @@ func (k *keeper) keep(restored bool) (moved time.Duration, err error) {
 // shows another second: only then is it known to less than one. A guest that had to
 // wait just then tries again at the next; after a few of them the best must do.
 func (k *keeper) behind() (behind time.Duration, err error) {
-	const tries = 10
 	best := time.Duration(math.MaxInt64)
-	for n := 0; n < tries && best > clockApart; {
+	for n := 0; n < clockTries && best > clockApart; {
 		before := k.wall()
 		first, err := k.rtc()
 		if err != nil {

@@ -112,6 +112,21 @@ func TestKeeperWaits(t *testing.T) {
 	}
 }
 
+// TestKeeperStalls: a guest that has to wait each time it looks gives up waiting
+// for better readings.
+func TestKeeperStalls(t *testing.T) {
+	start := time.Date(2026, 11, 22, 22, 0, 0, 0, time.UTC)
+	const many = 1000
+	c := &fakeClocks{host: start, realtime: start, stalls: many}
+	k, err := newKeeper(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.keep(true); err != nil || c.stalls < many/2 {
+		t.Errorf("%d readings, %v", many-c.stalls, err)
+	}
+}
+
 func TestKeeperWithoutRTC(t *testing.T) {
 	if _, err := newKeeper(&fakeClocks{broken: errNoRTC}); !errors.Is(err, errNoRTC) {
 		t.Errorf("error %v", err)

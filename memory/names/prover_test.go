@@ -405,16 +405,19 @@ func TestProverYields(t *testing.T) {
 		s := newStage(t, memory.TrackerWPAsync, 0)
 		s.prover.now = time.Now
 		s.prover.policy.Interval = time.Millisecond
-		start := time.Now()
+		ctx, stop := context.WithCancel(t.Context())
+		var asked int
+		var used time.Duration
 		s.prover.used = func() time.Duration {
-			if busy {
-				return time.Since(start)
+			if asked++; asked == 6 {
+				stop()
 			}
-			return 0
+			if busy {
+				used += time.Hour // since the last time
+			}
+			return used
 		}
-		ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		s.prover.Run(ctx)
-		stop()
 		if s.prover.busy != busy {
 			t.Errorf("busy %v, want %v", s.prover.busy, busy)
 		}

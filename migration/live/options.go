@@ -64,7 +64,7 @@ type Options struct {
 	// Connections is the number of data connections; with 0 pages travel on the
 	// control connection.
 	Connections int
-	// Trusted says that the transport keeps bytes whole (TLS, ssh, loopback):
+	// Trusted says that the transport keeps bytes whole (TLS, ssh):
 	// pages are then sent straight from guest memory, without a checksum.
 	Trusted bool
 	// Disks says where the disks are, proven to be shared by default. With
