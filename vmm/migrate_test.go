@@ -75,7 +75,7 @@ func TestMigrate(t *testing.T) {
 			}
 			here.runs()
 			if v.names && !o.NoNames {
-				here.namedAgain(f.report.Pages.Named)
+				here.namedAgain(f.report)
 				return
 			}
 			here.finish()
