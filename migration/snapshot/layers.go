@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 
@@ -30,6 +31,68 @@ type Extenter interface {
 	// file, the offset there, and for how many bytes that holds. It is for none
 	// when they must be read.
 	Extent(off int64) (f *os.File, at, size int64)
+}
+
+// layerName is what leads to a layer: a snapshot and its ancestors, which name
+// pages by the same disks, open each but once. Opened by every one of them, with
+// all that it is stacked on, the files of a long chain would be thousands.
+type layerName struct {
+	id           layer.ID
+	path, beside string // absolute, and the folder of the snapshots
+	format       string
+	size         int64
+}
+
+// sharedLayers are the open layers of a snapshot and its ancestors.
+type sharedLayers struct {
+	mu    sync.Mutex // guards the following
+	files map[layerName]*sharedLayer
+}
+
+// sharedLayer is closed by the last of those who opened it.
+type sharedLayer struct {
+	LayerFile
+	of    *sharedLayers
+	name  layerName
+	users int
+}
+
+func (l *sharedLayer) Close() error {
+	l.of.mu.Lock()
+	defer l.of.mu.Unlock()
+	if l.users--; l.users > 0 {
+		return nil
+	}
+	delete(l.of.files, l.name)
+	return l.LayerFile.Close()
+}
+
+// Extent implements [Extenter], for none where the layer cannot be mapped.
+func (l *sharedLayer) Extent(off int64) (f *os.File, at, size int64) {
+	if e, ok := l.LayerFile.(Extenter); ok {
+		return e.Extent(off)
+	}
+	return nil, 0, 0
+}
+
+// open opens a layer of the snapshot in dir.
+func (s *sharedLayers) open(dir string, l Layer, open func(dir string, l Layer) (LayerFile, error)) (LayerFile, error) {
+	name := layerName{id: l.ID, path: beside(dir, l.Path), beside: filepath.Dir(dir), format: l.Format, size: l.Size}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[name]; f != nil {
+		f.users++
+		return f, nil
+	}
+	f, err := open(dir, l)
+	if err != nil {
+		return nil, err
+	}
+	if s.files == nil {
+		s.files = make(map[layerName]*sharedLayer)
+	}
+	s.files[name] = &sharedLayer{LayerFile: f, of: s, name: name, users: 1}
+	return s.files[name], nil
 }
 
 // layerSet are the layers of a snapshot, opened when they are needed.
@@ -64,7 +127,7 @@ func (s *Snapshot) layer(i int) (LayerFile, error) {
 		return f, nil
 	}
 	l := s.m.Layers[i]
-	f, err := s.o.OpenLayer(s.dir, l)
+	f, err := s.o.shared.open(s.dir, l, s.o.OpenLayer)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrLayer, l.Path, err)
 	}

@@ -42,6 +42,8 @@ type OpenOptions struct {
 	// the format. Nil opens it there; a process that may not can have it done by
 	// another.
 	OpenFile func(dir, name string) (*os.File, error)
+
+	shared *sharedLayers // of the snapshot that was opened and its ancestors
 }
 
 // complete fills in what is nil.
@@ -60,6 +62,7 @@ func (o *OpenOptions) complete() {
 // Open opens the snapshot in the folder dir, and checks all of it but the bytes
 // of pages and layers. Layers need not be there until pages are read.
 func Open(dir string, o OpenOptions) (*Snapshot, error) {
+	o.shared = new(sharedLayers)
 	return open(dir, o, nil, 1)
 }
 

@@ -69,6 +69,62 @@ func TestChain(t *testing.T) {
 	}
 }
 
+// countedLayer tells when it is closed.
+type countedLayer struct {
+	LayerFile
+	open *int
+}
+
+func (l countedLayer) Close() error {
+	*l.open--
+	return l.LayerFile.Close()
+}
+
+// TestChainOpensLayersOnce: however many snapshots name pages by a layer, there is
+// one open file of it, until the last of them is closed.
+func TestChainOpensLayersOnce(t *testing.T) {
+	s := newSceneIn(t, quickDir(t), 31, 2<<20)
+	s.scribble(30)
+	path := s.chain(8, None, true).Dir()
+
+	var o OpenOptions
+	o.complete()
+	open, opened, inner := 0, 0, o.OpenLayer
+	o.OpenLayer = func(dir string, l Layer) (LayerFile, error) {
+		f, err := inner(dir, l)
+		if err != nil {
+			return nil, err
+		}
+		open, opened = open+1, opened+1
+		return countedLayer{f, &open}, nil
+	}
+	last, err := Open(path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := last.Verify(t.Context(), LoadOptions{Workers: 1}); err != nil {
+		t.Error(err)
+	}
+	namers := 0
+	for one := last; one != nil; one = one.parent {
+		if one.usedLayers()[0] {
+			namers++
+		}
+	}
+	if namers < 2 {
+		t.Fatalf("%d snapshots name pages by the layer", namers)
+	}
+	if open != 1 || opened != 1 {
+		t.Errorf("%d snapshots opened the layer %d times, %d of them are open", namers, opened, open)
+	}
+	if err := last.Close(); err != nil {
+		t.Error(err)
+	}
+	if open != 0 {
+		t.Errorf("%d are still open after the last snapshot was closed", open)
+	}
+}
+
 // TestLiveIncremental: pages are stored early, some equal the parent's, and
 // some of these are written after that.
 func TestLiveIncremental(t *testing.T) {
