@@ -14,9 +14,9 @@
 //
 // Exactly one side may run the VM. Until it sends commit, the source takes all
 // back after any failure; from then on only the destination decides, and is asked
-// for the outcome when the connection ends in that moment ([AskOutcome]). Nothing
-// reaches the destination's memory that is not what the source read: blocks and
-// duplicates are proven by digests, and what the guest wrote meanwhile comes again.
+// for the outcome when the connection ends in that moment ([AskOutcome]). The guest
+// never runs on memory that is not what the source read: blocks and duplicates are
+// proven by digests, and what the guest wrote meanwhile comes again.
 //
 // Each side has a goroutine for the state machine, one that reads the control
 // connection, one that gives signs of life and one that looks for the peer's. The

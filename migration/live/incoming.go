@@ -21,17 +21,17 @@ import (
 // incoming puts pages into the memory of the VM that arrives.
 //
 //	zeros, bytes   at once, by the reader of the connection they come on
-//	names          by the provers: read the layer, prove, copy
+//	names          by the provers: read the layer, prove
 //	duplicates     when the round ends, and what they equal is here
 //
-// Nothing that is not proven gets into memory. What is not, is wanted as bytes.
+// What is not proven is wanted as bytes, and nothing runs before these have come.
 type incoming struct {
 	r      *receiver
 	mem    *memory.Space
 	layers []io.ReaderAt
 
-	// got are pages that came; filled those of them that are not holes; wanted
-	// those whose names did not hold, until their bytes come.
+	// got are pages that came; filled those that are not holes; wanted those whose
+	// names did not hold, until their bytes come.
 	got, filled, wanted *memory.PageSet
 
 	jobs    chan []byte // heads of names frames

@@ -30,6 +30,8 @@ var mutations = []mutation{
 		"	if !in.r.proves(", "	if !mutated(`duplicate-proof`) && !in.r.proves(", stormRun, differ},
 	{"zero-clears", "a page that was filled is cleared when it is zero later", "incoming.go",
 		"		if in.filled.CountIn(r.Start, r.Size) > 0 {", "		if !mutated(`zero-clears`) && in.filled.CountIn(r.Start, r.Size) > 0 {", stormRun, differ},
+	{"unproven-fills", "what was read in vain is cleared when the page is zero", "prove.go",
+		"	p.in.filled.Add(to.Start, to.Size)\n", "	if !mutated(`unproven-fills`) { p.in.filled.Add(to.Start, to.Size) }\n", stormRun, differ},
 	{"names-settle", "a round ends when all its names are proven", "incoming.go",
 		"	in.pending.Wait()\n", "	if !mutated(`names-settle`) { in.pending.Wait() }\n", stormRun, ""},
 	{"barriers", "a round ends when every connection has its barrier", "receiver.go",

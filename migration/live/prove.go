@@ -9,11 +9,12 @@ import (
 	"ditto.vm/migration/wire"
 )
 
-// Reads of layers: pages that lie next to each other, or almost, on disk are read
-// together.
+// Reads of layers: a long run of pages is read to where it belongs, shorter ones
+// that lie next to each other on disk, or almost, are read together and copied.
 const (
-	maxRead = 1 << 20  // bytes
-	maxGap  = 16 << 10 // bytes that nobody asked for
+	maxRead  = 1 << 20  // bytes
+	maxGap   = 16 << 10 // bytes that nobody asked for
+	ownPages = 4        // from how many pages on a run is read by itself
 )
 
 // start starts the provers.
@@ -57,7 +58,7 @@ func (in *incoming) names(f wire.Frame) error {
 	return nil
 }
 
-// prover reads blocks and copies those that are proven into memory.
+// prover reads blocks into memory and proves them.
 type prover struct {
 	in   *incoming
 	buf  []byte
@@ -87,6 +88,13 @@ func (p *prover) prove(head []byte) error {
 		return cmp.Or(cmp.Compare(a.Layer, b.Layer), cmp.Compare(a.Block, b.Block))
 	})
 	for rest := p.runs; len(rest) > 0; {
+		if rest[0].Count >= ownPages {
+			if err := p.readInPlace(rest[0]); err != nil {
+				return err
+			}
+			rest = rest[1:]
+			continue
+		}
 		n := together(rest)
 		if err := p.read(rest[:n]); err != nil {
 			return err
@@ -101,7 +109,7 @@ func together(runs []wire.Name) int {
 	begin, end := runs[0].Block, runs[0].Block+uint64(runs[0].Count)
 	for i, r := range runs[1:] {
 		last := max(end, r.Block+uint64(r.Count))
-		if r.Layer != runs[0].Layer || last-begin > maxRead/memory.PageSize || r.Block > end+maxGap/memory.PageSize {
+		if r.Layer != runs[0].Layer || r.Count >= ownPages || last-begin > maxRead/memory.PageSize || r.Block > end+maxGap/memory.PageSize {
 			return i + 1
 		}
 		end = last
@@ -129,9 +137,29 @@ func (p *prover) read(runs []wire.Name) error {
 	return nil
 }
 
-// copy copies the pages of a run that its blocks prove, as many at a time as there
-// are next to each other.
+// readInPlace reads the blocks of a run to where its pages belong and proves them
+// there. What is not proven stays there until the source has sent its bytes, or
+// that it is zero: so the pages count as filled from here on.
+func (p *prover) readInPlace(r wire.Name) error {
+	to := memory.Range{Start: memory.GFN(r.GFN).GPA(), Size: uint64(r.Count) << memory.PageShift}
+	b, err := p.in.mem.Writable(to.Start, to.Size)
+	if err != nil {
+		return err
+	}
+	p.in.filled.Add(to.Start, to.Size)
+	n, _ := p.in.layers[r.Layer].ReadAt(b, int64(r.Block)<<memory.PageShift)
+	return p.settle(r, b[:n>>memory.PageShift<<memory.PageShift], func(int, []byte) {})
+}
+
+// copy copies the pages of a run that its blocks prove.
 func (p *prover) copy(r wire.Name, blocks []byte) error {
+	return p.settle(r, blocks, func(i int, to []byte) { copy(to, blocks[i<<memory.PageShift:]) })
+}
+
+// settle notes which pages of a run its blocks prove, as many at a time as there
+// are next to each other, after put has put those from the i-th on into memory. The
+// others are wanted.
+func (p *prover) settle(r wire.Name, blocks []byte, put func(i int, to []byte)) error {
 	first := memory.GFN(r.GFN).GPA()
 	for i, count := 0, int(r.Count); i < count; {
 		good := i
@@ -144,7 +172,7 @@ func (p *prover) copy(r wire.Name, blocks []byte) error {
 			if err != nil {
 				return err
 			}
-			copy(b, blocks[i<<memory.PageShift:])
+			put(i, b)
 			p.in.arrived(to, kindNamed)
 			if l, ok := p.in.layers[r.Layer].(Learner); ok {
 				l.Learn(to, r.Block+uint64(i))
