@@ -62,22 +62,23 @@ func (s *Space) discard(r *Region, pages Range) error {
 	}
 	files := s.remaps.files.Load()
 	if files == nil {
-		return r.discard(pages)
+		return r.discard(pages, s.draft.Load())
 	}
 	err := files.spans(pages, func(run Range, mapped bool) error {
 		if mapped {
 			return s.unmapFile(r, run)
 		}
-		return r.discard(run)
+		return r.discard(run, s.draft.Load())
 	})
 	s.settle(pages)
 	return err
 }
 
-// discard drops pages that no file is mapped over.
-func (r *Region) discard(pages Range) error {
+// discard drops pages that no file is mapped over; with draft only what this
+// process has written to them.
+func (r *Region) discard(pages Range, draft bool) error {
 	off := uint64(pages.Start - r.Start)
-	if r.FD >= 0 {
+	if r.FD >= 0 && !draft {
 		return unix.Fallocate(r.FD, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Offset+int64(off), int64(pages.Size))
 	}
 	return unix.Madvise(r.part(pages), unix.MADV_DONTNEED)

@@ -22,6 +22,18 @@ type mapping struct {
 // the frame size. Address space is reserved first, one frame longer than
 // needed, and the memory is then mapped over the aligned part.
 func mapRegion(r Range, config Config) (mapping, error) {
+	m, err := reserve(r, config)
+	if err != nil {
+		return mapping{}, err
+	}
+	if err := m.populate(config); err != nil {
+		return mapping{}, errors.Join(err, m.close())
+	}
+	return m, nil
+}
+
+// reserve reserves address space for r.
+func reserve(r Range, config Config) (mapping, error) {
 	frame := uintptr(config.HugePages.frameSize())
 	m := mapping{size: uintptr(r.Size), length: uintptr(r.Size) + frame, fd: -1}
 
@@ -33,10 +45,6 @@ func mapRegion(r Range, config Config) (mapping, error) {
 	want := uintptr(r.Start) % frame
 	// SAFETY: less than one frame is added, by which the reservation is longer.
 	m.start = unsafe.Add(p, (want+frame-uintptr(p)%frame)%frame)
-
-	if err := m.populate(config); err != nil {
-		return mapping{}, errors.Join(err, m.close())
-	}
 	return m, nil
 }
 
@@ -52,7 +60,7 @@ func (m *mapping) populate(config Config) error {
 		return fmt.Errorf("backing %s: %w", config.Backing, unix.EINVAL)
 	}
 
-	memfdFlags := unix.MFD_CLOEXEC
+	memfdFlags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	switch config.HugePages {
 	case HugePages2M, HugePages1G:
 		// Reserve from the pool now: a fault without a page would be SIGBUS.
@@ -76,6 +84,9 @@ func (m *mapping) populate(config Config) error {
 		m.fd = fd
 		if err := unix.Ftruncate(fd, int64(m.size)); err != nil {
 			return fmt.Errorf("size the memfd: %w", hugePagesHint(err, config))
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, sealed|unix.F_SEAL_SEAL); err != nil {
+			return fmt.Errorf("seal the memfd: %w", err)
 		}
 	}
 	// SAFETY: the address range was reserved above and belongs to m alone.

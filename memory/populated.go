@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -114,25 +113,7 @@ const (
 // populatedEntries does without PAGEMAP_SCAN, before Linux 6.7. It takes the
 // page of zeros for a page that holds something.
 func (s *Space) populatedEntries(p part, visit func(Range)) error {
-	var entries [8 * 512]byte
-	run := Range{Start: p.Start}
-	for gpa := p.Start; gpa < p.End(); {
-		n := min(uint64(len(entries)), uint64(p.End()-gpa)>>PageShift*8)
-		if _, err := s.population.file.ReadAt(entries[:n], int64(p.hva(gpa))>>PageShift*8); err != nil {
-			return err
-		}
-		for i := uint64(0); i < n; i += 8 {
-			if binary.NativeEndian.Uint64(entries[i:])&(entryPresent|entrySwapped) != 0 {
-				run.Size += PageSize
-			} else {
-				visitRun(run, visit)
-				run = Range{Start: run.End() + PageSize}
-			}
-		}
-		gpa += GPA(n / 8 * PageSize)
-	}
-	visitRun(run, visit)
-	return nil
+	return s.eachEntry(p, func(e uint64) bool { return e&(entryPresent|entrySwapped) != 0 }, visit)
 }
 
 func visitRun(r Range, visit func(Range)) {

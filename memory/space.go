@@ -43,6 +43,8 @@ type Space struct {
 	remaps     remaps
 	missing    atomic.Pointer[Missing]
 	book       atomic.Pointer[Frames]
+	// draft: the memory is another process's still, and mapped privately.
+	draft atomic.Bool
 }
 
 // observerBox lets an interface value sit behind an atomic pointer.

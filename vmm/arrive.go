@@ -56,6 +56,7 @@ type Arrival struct {
 	offer  []live.Layer
 	made   bool           // the VM is
 	paused bool           // it was, and stays so
+	shared bool           // its memory is that of the process it comes from
 	copies *arrivingDisks // nil for disks that are shared
 }
 
@@ -64,10 +65,10 @@ type Arrival struct {
 // here. ctx bounds the making only.
 func PrepareArrival(ctx context.Context, o live.Offer, cfg config.Config, opts Options) (*Arrival, error) {
 	cpus, err := checkOffer(o, &cfg)
-	if err != nil {
+	if err = errors.Join(err, checkHanded(o, opts)); err != nil {
 		return nil, err
 	}
-	a := &Arrival{m: prepare(cfg, opts), opts: opts, offer: o.Layers, paused: o.Paused}
+	a := &Arrival{m: prepare(cfg, opts), opts: opts, offer: o.Layers, paused: o.Paused, shared: o.Shared}
 	a.m.saved = &savedState{
 		cpu: cpus, fill: func(*VM) error { return nil }, disksLater: true,
 		opts: RestoreOptions{Options: opts, AdvanceClock: true}, began: time.Now(),
@@ -120,6 +121,12 @@ func (a *Arrival) Construct(ctx context.Context, sections []state.Section, missi
 		return fmt.Errorf("construct: %w", err)
 	}
 	m.saved = saved
+	if a.shared {
+		// What was read of it so far may be old, and what was written is not the guest's.
+		if err := m.mem.Clear(); err != nil {
+			return fmt.Errorf("construct: %w", err)
+		}
+	}
 	// What was read of disks so far may be old.
 	if err := a.layers.drop(); err != nil {
 		m.log.Warn("the page cache may hold what disks were before", "err", err)
@@ -173,6 +180,10 @@ func (m *VM) begin() {
 func (a *Arrival) Run(ctx context.Context) error {
 	if !a.made {
 		return errors.New("the VM that arrives is not constructed")
+	}
+	// The commit point has passed: the memory is this process's.
+	if err := a.m.mem.Adopt(); err != nil {
+		return err
 	}
 	if a.paused {
 		return nil // its user resumes it

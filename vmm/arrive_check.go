@@ -38,7 +38,7 @@ func checkOffer(o live.Offer, cfg *config.Config) (*cpuSection, error) {
 	if err != nil {
 		return nil, &state.Error{Section: "cpu", Err: err}
 	}
-	return cpus, roomFor(&cfg.Memory, "/")
+	return cpus, roomForArrival(&cfg.Memory, o)
 }
 
 // roomFor reports that this host has less memory than a VM may use. The host's

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"runtime"
 
-	"ditto.vm/memory"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
@@ -35,7 +34,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (*VM, error) {
 // prepare makes a VM of which nothing is built.
 func prepare(cfg config.Config, opts Options) *VM {
 	m := &VM{
-		cfg: cfg, version: opts.Version, log: opts.Log, state: api.Created,
+		cfg: cfg, version: opts.Version, log: opts.Log, state: api.Created, handed: opts.Handed,
 		requests: make(chan request, 1),
 		ended:    make(chan struct{}),
 	}
@@ -107,12 +106,7 @@ func (m *VM) enoughProcs() {
 // touches it.
 func (m *VM) addMemory() error {
 	var err error
-	m.mem, err = memory.New(memory.Config{
-		Size:      uint64(m.cfg.Memory.Size),
-		Backing:   m.cfg.Memory.Backing,
-		HugePages: m.cfg.Memory.HugePages,
-	})
-	if err != nil {
+	if m.mem, err = m.openMemory(); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoMemory, err)
 	}
 	m.cleanup.add(m.mem.Close)

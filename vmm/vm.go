@@ -29,6 +29,9 @@ type Options struct {
 	NetLog io.Writer
 	// Version of ditto, which saved states carry for people.
 	Version string
+	// Handed is what a VM that arrives had in another process of this host, which
+	// is the VM's from now on; nil for one of another host.
+	Handed *Handed
 }
 
 // VM is one virtual machine. Its methods may be called from any goroutine.
@@ -56,6 +59,7 @@ type VM struct {
 	keeper  *memory.FrameKeeper // nil where frames cannot be made large
 	naming  *naming.Naming      // nil when names are switched off
 
+	handed      *Handed         // what is used while it is made
 	restored    *restored       // memory that came out of a snapshot; nil if it did not
 	learned     *learned        // names that pages came by from another host; nil when none did
 	pulled      *memory.Missing // memory that is where a VM came from; nil when none was

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -492,17 +493,27 @@ type cut struct {
 func child(t *testing.T, pid int) int {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-		if err != nil {
-			t.Fatal(err)
+		if child := machineChild(pid); child != 0 {
+			return child
 		}
-		for _, path := range tasks {
-			text, err := os.ReadFile(path)
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d starts none", pid)
+		}
+	}
+}
+
+// machineChild is the machine's process among those that a process has started, 0
+// if there is none yet.
+func machineChild(pid int) int {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	for _, path := range tasks {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, word := range strings.Fields(string(text)) {
+			child, err := strconv.Atoi(word)
 			if err != nil {
-				continue // the thread has ended
-			}
-			var child int
-			if _, err := fmt.Sscan(string(text), &child); err != nil {
 				continue
 			}
 			// Package os forks to find out what the kernel can do.
@@ -510,10 +521,8 @@ func child(t *testing.T, pid int) int {
 				return child
 			}
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("process %d starts none", pid)
-		}
 	}
+	return 0
 }
 
 // in kills the victim in a phase, and returns where the machine is.

@@ -107,6 +107,7 @@ func Proofs() []Proof {
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "clones-bridge", Package: "./internal/e2e", Run: "^TestLinuxClonesOnABridge$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "migrate-killed", Package: "./cmd/ditto", Run: "^TestMigrateKilled$", Where: Native, Timeout: 60 * time.Minute},
+		{ID: "upgrade-killed", Package: "./cmd/ditto", Run: "^TestUpgradeKilled$", Where: Native, Timeout: 60 * time.Minute},
 		{ID: "migrate-native", Package: "./vmm", Run: "^TestMigrateBackAndForth$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "disk-raw", Package: "./vmm", Run: "^TestLinuxDiskContent$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "disk-content", Package: "./internal/e2e/storage", Run: "^TestLabDiskContent$", Where: InLab, Timeout: 30 * time.Minute},

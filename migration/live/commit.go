@@ -41,6 +41,9 @@ func (s *sender) standStill() error {
 // on top of what the round before left. Of a guest that nobody tracks all is sent
 // now, but for names that do not hold.
 func (s *sender) collectLast() error {
+	if s.offer.Shared {
+		return nil
+	}
 	if !s.offer.Untracked {
 		if err := s.vm.Collect(s.dirty); err != nil {
 			return s.cause(err)

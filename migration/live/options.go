@@ -81,6 +81,12 @@ type Options struct {
 	// Bandwidth limits what is sent while the guest runs, in bytes a second; 0
 	// is no limit.
 	Bandwidth uint64
+	// Shared says that the destination has got the files that are the guest's
+	// memory: none of it is sent.
+	Shared bool
+	// SameHost says that the destination takes over the VM's name, and what else
+	// it has on this host. It is for the caller's [SourceVM].
+	SameHost bool
 	// Downtime is how long the guest may stand still, as predicted; 300 ms by
 	// default.
 	Downtime time.Duration

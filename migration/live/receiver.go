@@ -434,8 +434,13 @@ func (r *receiver) construct(m *wire.Prepare) error {
 	if m.Postcopy && !r.o.Postcopy {
 		return errors.New("post-copy was not agreed on")
 	}
-	if err := r.pages.complete(r.missing); err != nil {
-		return err
+	if r.offer.Shared && m.Postcopy {
+		return errors.New("post-copy of memory that both sides share")
+	}
+	if !r.offer.Shared {
+		if err := r.pages.complete(r.missing); err != nil {
+			return err
+		}
 	}
 	var err error
 	if m.Postcopy {

@@ -111,6 +111,7 @@ type Report struct {
 // The modes of a report.
 const (
 	modePrecopy  = "precopy"
+	modeShared   = "shared"
 	modeStop     = "stop"
 	modePostcopy = "postcopy"
 )

@@ -177,6 +177,7 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if err := s.describe(); err != nil {
 		return err
 	}
+	s.offer.Shared = s.o.Shared
 	s.events.begin(s.offer.Name)
 	s.mem = s.vm.Memory()
 	s.report.RAM = s.mem.Size()
@@ -196,7 +197,9 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if err := s.nameAll(); err != nil {
 		return err
 	}
-	if s.offer.Untracked {
+	if s.offer.Shared {
+		s.report.Mode = modeShared
+	} else if s.offer.Untracked {
 		s.report.Mode = "stop"
 	} else if err := s.precopy(); err != nil {
 		return err
@@ -354,7 +357,7 @@ func rangeOf(mem *memory.Space, r wire.Run) (memory.Range, error) {
 
 // nameAll finds out what pages equal.
 func (s *sender) nameAll() error {
-	if s.o.NoNames {
+	if s.o.NoNames || s.offer.Shared {
 		return nil
 	}
 	s.phase(PhaseNames)

@@ -38,6 +38,9 @@ type Offer struct {
 	// Untracked says that nobody knows which pages the guest writes: it stands
 	// still before the first one is sent.
 	Untracked bool `json:"untracked,omitempty"`
+	// Shared says that both sides map the same files as guest memory: no page is
+	// sent.
+	Shared bool `json:"shared,omitempty"`
 	// Paused says that somebody has paused the VM: it arrives so.
 	Paused bool `json:"paused,omitempty"`
 }

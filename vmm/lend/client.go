@@ -19,6 +19,9 @@ type Client struct {
 	Answer func(ctx context.Context, what string, args json.RawMessage) (reply any, files []*os.File, err error)
 	// Event hears how far the operation is, if not nil.
 	Event func(event json.RawMessage)
+	// Given gets the files that come with the end of an operation that succeeded,
+	// to check and to close; nil wants none.
+	Given func(files []*os.File)
 	// Grace is how long the machine may take to end after it was told to cancel;
 	// a minute for 0.
 	Grace time.Duration
@@ -77,10 +80,14 @@ func (c Client) Call(ctx context.Context, path, operation string, options, resul
 func (c Client) follow(ctx context.Context, conn *conn) (end message, err error) {
 	for {
 		m, files, err := conn.read()
-		closeAll(files) // a machine has nothing to lend
 		if err != nil {
 			return end, fmt.Errorf("%w: %w", ErrGone, err)
 		}
+		if c.Given != nil && m.Kind == kindEnd && m.Failure == nil {
+			c.Given(files)
+			return m, nil
+		}
+		closeAll(files) // nobody wants them
 		switch m.Kind {
 		case kindAsk:
 			if err := c.answer(ctx, conn, m); err != nil {

@@ -16,7 +16,7 @@ const (
 	// MaxMessage bounds a message in bytes. It holds the paths of as many disks
 	// as a machine can have.
 	MaxMessage = 192 << 10
-	// MaxFiles bounds the descriptors of an answer.
+	// MaxFiles bounds the descriptors of an answer, and of an end.
 	MaxFiles = 4
 	// MaxName bounds the names of operations and of what is asked.
 	MaxName = 32
@@ -44,7 +44,7 @@ type message struct {
 	ID      uint64          `json:"id,omitempty"`      // joins an answer with what was asked
 	Name    string          `json:"name,omitempty"`    // of the operation, or of what is asked
 	Body    json.RawMessage `json:"body,omitempty"`
-	Files   int             `json:"files,omitempty"` // descriptors that come with an answer
+	Files   int             `json:"files,omitempty"` // descriptors that come with an answer, or with an end
 	Failure *failure        `json:"failure,omitempty"`
 }
 
@@ -57,7 +57,7 @@ var allowed = map[kind]parts{
 	kindAnswer: {id: true, body: true, files: true, failure: true},
 	kindCancel: {},
 	kindEvent:  {body: true},
-	kindEnd:    {body: true, failure: true},
+	kindEnd:    {body: true, files: true, failure: true},
 }
 
 // newMessage returns a message whose body is v as JSON, without one for nil.

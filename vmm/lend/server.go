@@ -124,11 +124,16 @@ func (s *Server) serve(c *conn) {
 	} else {
 		err = fmt.Errorf("the machine's process does not know the operation %s: use the ditto that it was started with", hello.Name)
 	}
+	files := session.given
+	defer closeAll(files)
 	end, failed := newMessage(kindEnd, result)
-	if err = errors.Join(err, failed); err != nil {
-		end = message{Kind: kindEnd, Failure: s.kinds.pack(err)}
+	if err = errors.Join(err, failed); err == nil && len(files) > MaxFiles {
+		err = fmt.Errorf("%d files to give are more than %d", len(files), MaxFiles)
 	}
-	if err := c.write(end); err != nil {
+	if err != nil {
+		end, files = message{Kind: kindEnd, Failure: s.kinds.pack(err)}, nil
+	}
+	if err := c.write(end, files...); err != nil {
 		s.log.Warn("the end of an operation was not heard", "op", hello.Name, "err", err)
 	}
 	// The client closes when it has read the end; what is closed here first

@@ -21,6 +21,7 @@ type Session struct {
 
 	mu      sync.Mutex // guards what follows
 	last    uint64
+	given   []*os.File            // with the end
 	waiting map[uint64]chan reply // nil where nobody waits any more
 }
 
@@ -108,6 +109,14 @@ func (s *Session) expect(answer chan reply) (uint64, error) {
 	s.last++
 	s.waiting[s.last] = answer
 	return s.last, nil
+}
+
+// Give gives the client files with the end of the operation, if that succeeds.
+// They are closed then.
+func (s *Session) Give(files ...*os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.given = append(s.given, files...)
 }
 
 // forget says that there will be no answer.

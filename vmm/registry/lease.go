@@ -58,6 +58,8 @@ type Lease struct {
 	// StateDir keeps the logs; it outlives the machine.
 	StateDir string
 	lock     *os.File
+	// suffix is of the files of a name that was adopted and not taken over yet.
+	suffix string
 }
 
 // maxNumber bounds the search for a free name vmN.
@@ -121,13 +123,13 @@ func (r *Registry) acquire(name string) (*Lease, error) {
 }
 
 // APISocket returns the path of the control socket.
-func (l *Lease) APISocket() string { return filepath.Join(l.Dir, apiName) }
+func (l *Lease) APISocket() string { return filepath.Join(l.Dir, apiName+l.suffix) }
 
 // ConsoleSocket returns the path of the console socket.
-func (l *Lease) ConsoleSocket() string { return filepath.Join(l.Dir, consoleName) }
+func (l *Lease) ConsoleSocket() string { return filepath.Join(l.Dir, consoleName+l.suffix) }
 
 // OpsSocket returns the path of the socket for operations.
-func (l *Lease) OpsSocket() string { return filepath.Join(l.Dir, opsName) }
+func (l *Lease) OpsSocket() string { return filepath.Join(l.Dir, opsName+l.suffix) }
 
 // LogPath returns the path of the console log.
 func (l *Lease) LogPath() string { return filepath.Join(l.StateDir, logName) }
@@ -197,6 +199,9 @@ func WriteExit(f *os.File, e ExitRecord) error {
 func (l *Lease) Release() error {
 	if l.lock == nil {
 		return nil
+	}
+	if l.suffix != "" {
+		return l.forsake()
 	}
 	sweep(l.Dir)
 	err := l.lock.Close()

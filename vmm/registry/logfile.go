@@ -27,6 +27,32 @@ type LogFile struct {
 // OpenLog opens the console log of the lease with the given cap in bytes. What
 // an earlier run logged becomes the predecessor.
 func (l *Lease) OpenLog(capBytes int64) (*LogFile, error) {
+	f, err := l.ContinueLog(capBytes)
+	if err != nil {
+		return nil, err
+	}
+	if err = f.measure(); err == nil && f.size > 0 {
+		err = f.turnOver()
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("console log: %w", err)
+	}
+	return f, nil
+}
+
+// measure learns how long the log is.
+func (f *LogFile) measure() error {
+	st, err := f.now.Stat()
+	if err == nil {
+		f.size = st.Size()
+	}
+	return err
+}
+
+// ContinueLog is OpenLog for a name that was adopted: what is written first goes
+// behind what the other process has written by then.
+func (l *Lease) ContinueLog(capBytes int64) (*LogFile, error) {
 	open := func(path string) (*os.File, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
@@ -43,23 +69,21 @@ func (l *Lease) OpenLog(capBytes int64) (*LogFile, error) {
 		_ = now.Close()
 		return nil, err
 	}
-	f := &LogFile{now: now, old: old, cap: capBytes}
-	st, err := now.Stat()
-	if err == nil && st.Size() > 0 {
-		f.size = st.Size()
-		err = f.turnOver()
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("console log: %w", err)
-	}
-	return f, nil
+	return &LogFile{now: now, old: old, cap: capBytes, size: unmeasured}, nil
 }
+
+// unmeasured is the size of a log that somebody else writes still.
+const unmeasured = -1
 
 // Write appends p. It never writes part of p without an error.
 func (f *LogFile) Write(p []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.size == unmeasured {
+		if err := f.measure(); err != nil {
+			return 0, fmt.Errorf("console log: %w", err)
+		}
+	}
 	if f.size > 0 && f.size+int64(len(p)) > f.cap {
 		if err := f.turnOver(); err != nil {
 			return 0, fmt.Errorf("console log: %w", err)

@@ -20,6 +20,9 @@ type Policy struct {
 	RunDir string
 	// RunRoot is the folder that RunDir is in: empty folders may be removed.
 	RunRoot string
+	// TakeOver allows renaming files within RunDir: those of a machine that is
+	// another process's still.
+	TakeOver bool
 	// ReadPaths may be read, files and whole folders.
 	ReadPaths []string
 	// IOUring allows submitting to rings that were made before.
@@ -97,7 +100,11 @@ func applyLandlock(p Policy) (Report, error) {
 func pathRules(p Policy) ([]landlock.Rule, error) {
 	var rules []landlock.Rule
 	if p.RunDir != "" {
-		rules = append(rules, landlock.PathAccess(llsys.AccessFSReadDir|llsys.AccessFSRemoveFile, p.RunDir))
+		rights := landlock.AccessFSSet(llsys.AccessFSReadDir | llsys.AccessFSRemoveFile)
+		if p.TakeOver {
+			rights |= llsys.AccessFSMakeReg | llsys.AccessFSMakeSock
+		}
+		rules = append(rules, landlock.PathAccess(rights, p.RunDir))
 	}
 	if p.RunRoot != "" {
 		rules = append(rules, landlock.PathAccess(llsys.AccessFSRemoveDir, p.RunRoot))

@@ -38,6 +38,9 @@ func allowed(p Policy) []string {
 		// end.
 		"openat", "getdents64", "unlinkat", "readlinkat", "faccessat2",
 	}
+	if p.TakeOver {
+		names = append(names, "renameat")
+	}
 	if p.IOUring {
 		names = append(names, "io_uring_enter")
 	}

@@ -31,6 +31,7 @@ type Departure struct {
 	now  api.Migration // while busy
 	held *held         // nil unless the machine stands still
 	gone string        // where it went, "" while it is here
+	over bool          // it went to another process of this host, under its name
 }
 
 // held is a machine that stands still: its disks are given up, and whether it
@@ -75,16 +76,25 @@ func (d *Departure) Gone() string {
 	return d.gone
 }
 
+// TakenOver reports whether another process of this host has the machine, and its
+// name. It is known when the machine ends.
+func (d *Departure) TakenOver() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.over
+}
+
 // leaving notes where a machine goes before it is told to end.
 type leaving struct {
 	live.SourceVM
-	d *Departure
+	d    *Departure
+	over bool
 }
 
 // Left implements [live.SourceVM].
 func (l leaving) Left(where string) {
 	l.d.mu.Lock()
-	l.d.gone = where
+	l.d.gone, l.d.over = where, l.over
 	l.d.mu.Unlock()
 	l.SourceVM.Left(where)
 }
@@ -173,7 +183,7 @@ func (d *Departure) send(ctx context.Context, dial func(ctx context.Context, aga
 	if o.Log == nil {
 		o.Log = d.log
 	}
-	vm := leaving{d.source(), d}
+	vm := leaving{d.source(), d, o.SameHost}
 	r, err := live.Send(ctx, vm, func(ctx context.Context) (net.Conn, error) {
 		phase := d.phase()
 		return dial(ctx, phase == live.PhaseCommit || phase == live.PhaseInDoubt || phase == live.PhasePull)

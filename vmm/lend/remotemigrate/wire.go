@@ -68,7 +68,10 @@ type Options struct {
 	TLS *TLS `json:"tls,omitempty"`
 	// Trusted says that the way keeps bytes whole by itself: TLS, ssh, or no
 	// network at all.
-	Trusted     bool               `json:"trusted,omitempty"`
+	Trusted bool `json:"trusted,omitempty"`
+	// Shared and SameHost are those of [live.Options], for an upgrade.
+	Shared      bool               `json:"shared,omitempty"`
+	SameHost    bool               `json:"same_host,omitempty"`
 	Connections int                `json:"connections"`
 	NoNames     bool               `json:"no_names,omitempty"`
 	Proof       live.Proof         `json:"proof,omitempty"`
@@ -137,6 +140,6 @@ func (o Options) live() live.Options {
 		Connections: o.Connections, Trusted: o.Trusted || o.TLS != nil, NoNames: o.NoNames,
 		Proof: o.Proof, Compression: o.Compression, Bandwidth: o.Bandwidth,
 		Downtime: o.Downtime, Timeout: o.Timeout, OnTimeout: o.OnTimeout, NoThrottle: o.NoThrottle,
-		Postcopy: o.Postcopy, Verify: o.Verify, Stall: o.Stall, Where: o.Where,
+		Postcopy: o.Postcopy, Verify: o.Verify, Stall: o.Stall, Where: o.Where, Shared: o.Shared, SameHost: o.SameHost,
 	}
 }

@@ -163,7 +163,16 @@ func ownLogPath(stateDir string) string { return filepath.Join(stateDir, "ditto.
 // openOwnLog starts the log of a background process and makes it the standard
 // error, so that a crash of the Go runtime is in it too.
 func openOwnLog(stateDir string, level slog.Level) (*slog.Logger, error) {
-	f, err := os.OpenFile(ownLogPath(stateDir), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	return ownLog(stateDir, level, os.O_TRUNC)
+}
+
+// continueOwnLog is openOwnLog for a machine that another process had.
+func continueOwnLog(stateDir string, level slog.Level) (*slog.Logger, error) {
+	return ownLog(stateDir, level, 0)
+}
+
+func ownLog(stateDir string, level slog.Level, flags int) (*slog.Logger, error) {
+	f, err := os.OpenFile(ownLogPath(stateDir), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|flags, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}

@@ -25,6 +25,7 @@ import (
 	"ditto.vm/vmm"
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/registry"
 )
 
@@ -154,6 +155,11 @@ func (m *fakeMachine) Disks() (disks []registry.Disk) {
 	return disks
 }
 func (m *fakeMachine) ConsoleResize(_, _ uint16) {}
+
+// HandOver has no memory to hand over.
+func (m *fakeMachine) HandOver() (*remotemigrate.Belongings, error) {
+	return &remotemigrate.Belongings{}, nil
+}
 
 // host is a place to run commands in.
 type host struct {

@@ -22,6 +22,7 @@ import (
 	"ditto.vm/migration/live"
 	"ditto.vm/migration/pki"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/sandbox"
 )
 
@@ -36,6 +37,8 @@ type receiveJob struct {
 	Insecure bool `json:"insecure,omitempty"`
 	// Stdio: the machine comes over two descriptors instead of a listener.
 	Stdio bool `json:"stdio,omitempty"`
+	// Upgrade: the machine comes from another process of this host.
+	Upgrade *upgradeJob `json:"upgrade,omitempty"`
 	// Once and JSON are of the process that waits.
 	Once bool `json:"once,omitempty"`
 	JSON bool `json:"json,omitempty"`
@@ -78,17 +81,31 @@ func (e *Env) receiveMain(job receiveJob, jobs io.ReadCloser, answer *os.File) i
 	signal.Notify(signals, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	orphaned, canceled := watch(jobs)
+	var handed *remotemigrate.Belongings
+	machine := config.Config{}
+	if job.Upgrade != nil {
+		handed, machine.Name = job.Upgrade.files(), job.Upgrade.Name
+	}
 	tell.event(vmproc.ReceiveEvent{Event: receiveReady})
 	code, _ := vmproc.Receive(context.Background(), vmproc.ReceiveOptions{
+		Handed: handed,
 		Options: vmproc.Options{
-			Registry: r, Version: e.Version.String(), Sandbox: sandbox.Apply, Signals: signals,
-			Log: func(stateDir string) (*slog.Logger, error) { return openOwnLog(stateDir, job.LogLevel) },
+			Config: machine, Registry: r, Version: e.Version.String(), Sandbox: sandbox.Apply, Signals: signals,
+			Log: func(stateDir string) (*slog.Logger, error) { return job.openLog(stateDir) },
 		},
 		Configure: func(o *live.Offer) (config.Config, error) { return arrivalConfig(o, job.Words) },
 		Arrive:    e.Arrive, Accept: accept, Release: release, Outcomes: outcomes,
 		Tell: tell.event, Orphaned: orphaned, Cancel: canceled, FirstLog: log,
 	})
 	return code
+}
+
+// openLog opens the process's own log, which an upgraded machine has already.
+func (j receiveJob) openLog(stateDir string) (*slog.Logger, error) {
+	if j.Upgrade != nil {
+		return continueOwnLog(stateDir, j.LogLevel)
+	}
+	return openOwnLog(stateDir, j.LogLevel)
 }
 
 // watch returns a channel that is closed when the process at the other end of the

@@ -16,6 +16,8 @@ type receiveDisplay struct {
 	lines     *json.Encoder // nil for text
 	// last: the command ends with the migration, and tells its failure itself.
 	last bool
+	// quiet: somebody else tells everything.
+	quiet bool
 }
 
 func newReceiveDisplay(out, errs io.Writer, asJSON bool) *receiveDisplay {
@@ -28,6 +30,9 @@ func newReceiveDisplay(out, errs io.Writer, asJSON bool) *receiveDisplay {
 
 // say prints a line of JSON, or text.
 func (d *receiveDisplay) say(event any, out io.Writer, format string, args ...any) {
+	if d.quiet {
+		return
+	}
 	if d.lines != nil {
 		_ = d.lines.Encode(event) // who does not read it does not want it
 		return

@@ -134,7 +134,7 @@ u-root userland and a network that needs no privileges.
 		e.runCommand(), e.psCommand(), e.consoleCommand(), e.logsCommand(),
 		e.stopCommand(), e.killCommand(), e.pauseCommand(), e.resumeCommand(),
 		e.statsCommand(), e.inspectCommand(), e.memmapCommand(), e.balloonCommand(), e.diskCommand(),
-		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(), e.migrateCommand(), e.receiveCommand(),
+		e.snapshotCommand(), e.restoreCommand(), e.cloneCommand(), e.migrateCommand(), e.receiveCommand(), e.upgradeCommand(),
 		e.doctorCommand(), e.cpuCommand(), e.imageCommand(), e.pkiCommand(), e.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()

@@ -10,7 +10,11 @@ import (
 
 // ArriveVM is the [Arriver] of real machines.
 func ArriveVM(ctx context.Context, o live.Offer, cfg config.Config, s Surroundings) (Arriving, error) {
-	a, err := vmm.PrepareArrival(ctx, o, cfg, vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}, Version: s.Version})
+	opts := vmm.Options{Log: s.Log, Console: s.Console, NetLog: &lineLog{log: s.Log}, Version: s.Version}
+	if s.Handed != nil {
+		opts.Handed = &vmm.Handed{Memory: s.Handed.Memory}
+	}
+	a, err := vmm.PrepareArrival(ctx, o, cfg, opts)
 	if err != nil {
 		return nil, advise(err)
 	}

@@ -27,6 +27,9 @@ type Machine interface {
 	// A machine is saved and moved with what a client lends.
 	remotesave.Saver
 	remotemigrate.Mover
+	// HandOver returns what another process of this host goes on with, but for the
+	// lock on the name.
+	HandOver() (*remotemigrate.Belongings, error)
 	Close() error
 }
 
@@ -36,6 +39,8 @@ type Exit struct {
 	Code   int    // of package exit, or a payload's status
 	Err    error  // of reason error
 	Where  string // of reason migrated: where it went
+	// TakenOver: another process of this host has it, and its name.
+	TakenOver bool
 }
 
 // Surroundings are what a machine is built with.
@@ -46,6 +51,9 @@ type Surroundings struct {
 	Version   string
 	LogPath   string
 	Sandboxed bool
+	// Handed is what a machine that arrives had on this host; nil for one of
+	// another host.
+	Handed *remotemigrate.Belongings
 }
 
 // Builder makes a machine from a configuration that names files by path. It

@@ -12,6 +12,7 @@ import (
 	"ditto.vm/migration/live"
 	"ditto.vm/vmm/arrival"
 	"ditto.vm/vmm/config"
+	"ditto.vm/vmm/lend/remotemigrate"
 )
 
 // Arriving is a machine on its way here.
@@ -47,6 +48,9 @@ type ReceiveOptions struct {
 	// Cancel is closed when who waits does not want the machine: one that runs
 	// already stays.
 	Cancel <-chan struct{}
+	// Handed is what the machine had in another process of this host, whose name
+	// it keeps: Config.Name. nil for a machine of another host.
+	Handed *remotemigrate.Belongings
 	// FirstLog is the log until the machine has its own.
 	FirstLog *slog.Logger
 }
@@ -94,7 +98,7 @@ type receiving struct {
 // starts here. If none arrives, nothing is left.
 func Receive(ctx context.Context, o ReceiveOptions) (code int, err error) {
 	p := newProcess(o.Options)
-	p.log = o.FirstLog
+	p.log, p.handed = o.FirstLog, o.Handed
 	r := &receiving{process: p, o: o, began: make(chan struct{}), running: make(chan struct{})}
 	defer func() {
 		if e := p.close(); err == nil && e != nil {
@@ -233,6 +237,9 @@ func (r *receiving) Prepare(ctx context.Context, o live.Offer) (live.Arrival, er
 	if err != nil {
 		return nil, err
 	}
+	if r.handed != nil && cfg.Name != r.Config.Name {
+		return nil, fmt.Errorf("the machine %s comes where %s was expected", cfg.Name, r.Config.Name)
+	}
 	r.Config = cfg
 	r.o.Tell(ReceiveEvent{Event: ReceiveOffered, Name: cfg.Name, Token: r.token.String()})
 	surroundings, err := r.openPlace()
@@ -253,6 +260,11 @@ func (r *receiving) Prepare(ctx context.Context, o live.Offer) (live.Arrival, er
 		Arrival:     a,
 		Constructed: func() error { return r.constructed(a.Machine()) },
 		Running: func() {
+			if r.handed != nil {
+				if err := r.lease.TakeOver(); err != nil {
+					r.log.Error("the machine runs, and cannot be reached", "err", err)
+				}
+			}
 			r.onClose(r.machine.Close)
 			close(r.running)
 		},

@@ -65,6 +65,10 @@ type process struct {
 	sockets sockets
 	record  *os.File       // how it ended
 	closers []func() error // in the order they were opened
+	// handed is what an upgraded machine had in its old process; nil for others.
+	handed *remotemigrate.Belongings
+	// takenOver: another process of this host has the machine and its name.
+	takenOver bool
 }
 
 // sockets are where a machine listens. Who serves them closes them.
@@ -132,15 +136,26 @@ func (p *process) open(ctx context.Context) error {
 
 // openPlace takes the name and makes logs.
 func (p *process) openPlace() (s Surroundings, err error) {
-	if p.lease, err = p.Registry.Acquire(p.Config.Name); err != nil {
+	if p.handed != nil {
+		lock := p.handed.Lock
+		p.handed.Lock = nil
+		p.lease, err = p.Registry.Adopt(p.Config.Name, lock)
+	} else {
+		p.lease, err = p.Registry.Acquire(p.Config.Name)
+	}
+	if err != nil {
 		return s, err
 	}
-	p.onClose(p.lease.Release)
+	p.onClose(p.release)
 	p.Config.Name = p.lease.Name
 	if p.log, err = p.Log(p.lease.StateDir); err != nil {
 		return s, err
 	}
-	logFile, err := p.lease.OpenLog(registry.DefaultLogCap)
+	openLog := p.lease.OpenLog
+	if p.handed != nil {
+		openLog = p.lease.ContinueLog
+	}
+	logFile, err := openLog(registry.DefaultLogCap)
 	if err != nil {
 		return s, err
 	}
@@ -150,8 +165,16 @@ func (p *process) openPlace() (s Surroundings, err error) {
 	p.addOutput()
 	return Surroundings{
 		Log: p.log, Console: p.hub, Version: p.Version,
-		LogPath: p.lease.LogPath(), Sandboxed: bool(p.Config.Sandbox),
+		LogPath: p.lease.LogPath(), Sandboxed: bool(p.Config.Sandbox), Handed: p.handed,
 	}, nil
+}
+
+// release gives the name back, unless another process has it now.
+func (p *process) release() error {
+	if p.takenOver {
+		return p.lease.Yield()
+	}
+	return p.lease.Release()
 }
 
 // addOutput adds the output, and learns the status of a command from the
@@ -210,6 +233,9 @@ func (p *process) live(ctx context.Context, start func(context.Context) error) (
 	if err != nil {
 		result.Error = err.Error()
 	}
+	if p.takenOver = ended.TakenOver; p.takenOver {
+		return code, err // it has not ended
+	}
 	if e := registry.WriteExit(p.record, result); e != nil {
 		p.log.Warn("exit record", "err", e)
 	}
@@ -218,11 +244,15 @@ func (p *process) live(ctx context.Context, start func(context.Context) error) (
 
 // publish tells others of the machine.
 func (p *process) publish(disks []registry.Disk, incoming bool) error {
-	return p.lease.Publish(registry.State{
+	state := registry.State{
 		Started: time.Now().UTC(), CPUs: p.Config.CPUs,
 		Memory: uint64(p.Config.Memory.Size), Kernel: p.Config.Kernel,
-		Disks: disks, Incoming: incoming,
-	})
+		Disks: disks, Incoming: incoming && p.handed == nil,
+	}
+	if p.handed != nil {
+		return p.lease.Stage(state)
+	}
+	return p.lease.Publish(state)
 }
 
 // restrict drops the rights of the process.
@@ -233,7 +263,7 @@ func (p *process) restrict() error {
 	}
 	report, err := p.Sandbox(sandbox.Policy{
 		RunDir:  p.lease.Dir,
-		RunRoot: p.Registry.RunDir(),
+		RunRoot: p.Registry.RunDir(), TakeOver: p.handed != nil,
 		// The machine reads its own memory statistics.
 		ReadPaths: []string{"/proc/self"},
 		IOUring:   len(p.Config.Disks) > 0,
@@ -252,7 +282,20 @@ func (p *process) operations() *lend.Server {
 	operations, kinds := remotesave.Operations(p.machine), remotesave.Kinds()
 	maps.Copy(operations, remotemigrate.Operations(p.machine))
 	maps.Copy(kinds, remotemigrate.Kinds())
+	maps.Copy(operations, remotemigrate.HandOver(p.handOver))
 	return lend.NewServer(operations, kinds, p.log)
+}
+
+// handOver returns what another process of this host goes on with.
+func (p *process) handOver() (*remotemigrate.Belongings, error) {
+	b, err := p.machine.HandOver()
+	if err != nil {
+		return nil, err
+	}
+	if b.Lock, err = p.lease.Lock(); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
 }
 
 // serve starts the guest and waits for its end, while the API, the console and

@@ -31,6 +31,7 @@ import (
 	"ditto.vm/vmm/api"
 	"ditto.vm/vmm/config"
 	"ditto.vm/vmm/kvm"
+	"ditto.vm/vmm/lend/remotemigrate"
 	"ditto.vm/vmm/lend/remotesave"
 	"ditto.vm/vmm/registry"
 	"ditto.vm/vmm/sandbox"
@@ -388,4 +389,9 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%v: %d, want %d", test.err, got, test.want)
 		}
 	}
+}
+
+// HandOver has nothing to hand over.
+func (*fakeMachine) HandOver() (*remotemigrate.Belongings, error) {
+	return &remotemigrate.Belongings{}, nil
 }

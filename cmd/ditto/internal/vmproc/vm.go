@@ -53,6 +53,20 @@ func (v *vm) Resume(ctx context.Context) error {
 	return v.VM.Resume(ctx)
 }
 
+// HandOver returns what another process of this host goes on with.
+func (v *vm) HandOver() (*remotemigrate.Belongings, error) {
+	for i, d := range v.disks {
+		if d.Temporary {
+			return nil, fmt.Errorf("disk %d, %s, has no name any more, and no other process can open it: the machine stays with this ditto until it ends", i, d.Path)
+		}
+	}
+	h, err := v.VM.HandOver()
+	if err != nil {
+		return nil, err
+	}
+	return &remotemigrate.Belongings{Memory: h.Memory}, nil
+}
+
 // Disks are those that the machine began with.
 func (v *vm) Disks() []registry.Disk { return v.disks }
 
@@ -81,7 +95,7 @@ func (v *vm) Wait(ctx context.Context) (Exit, error) {
 	case vmm.ExitPowerOff, vmm.ExitReboot, vmm.ExitSaved:
 		out.Code = exit.OK
 	case vmm.ExitMigrated:
-		out.Code, out.Where = exit.OK, v.Gone()
+		out.Code, out.Where, out.TakenOver = exit.OK, v.Gone(), v.TakenOver()
 	case vmm.ExitPanicked:
 		out.Code, out.Err = exit.Panicked, errors.New("the guest's kernel panicked")
 	case vmm.ExitKilled:
