@@ -128,7 +128,7 @@ func (u *upgradeCut) settle(pids map[string]int) string {
 	u.t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		switch state := u.running("w"); {
-		case state == "running" && !(alive(pids["old"]) && alive(pids["new"])):
+		case state == "running" && (!alive(pids["old"]) || !alive(pids["new"])):
 			who := "the new one has it"
 			if u.pid("w") == pids["old"] {
 				who = "the old one has it"
