@@ -137,7 +137,7 @@ func (s *anchorMoveSession) Run(ctx context.Context, i int) (sample Sample, err 
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(readFiles(ctx, g), anchorRest(ctx)); err != nil {
+	if err := errors.Join(readFiles(ctx, g, "/dev/vdb"), anchorRest(ctx)); err != nil {
 		return nil, err
 	}
 	sample = Sample{}

@@ -14,7 +14,7 @@ type spec struct {
 	tap                     string // empty: no network
 }
 
-// guestDisk is a raw image or block device.
+// guestDisk is a raw image, a block device or, if it is called so, a qcow2 image.
 type guestDisk struct {
 	path     string
 	readOnly bool
@@ -115,14 +115,18 @@ func qemuDisk(i int, d guestDisk, cpus int) []string {
 	if d.cache == "none" {
 		direct = "on"
 	}
+	format := "raw"
+	if strings.HasSuffix(d.path, ".qcow2") {
+		format = "qcow2"
+	}
 	readOnly := "off"
 	if d.readOnly {
 		readOnly = "on"
 	}
 	return []string{
 		"-object", "iothread,id=io-" + id,
-		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,cache.direct=%s,file.driver=%s,file.filename=%s,file.aio=io_uring,file.cache.direct=%s,discard=unmap",
-			id, readOnly, direct, kind, strings.ReplaceAll(d.path, ",", ",,"), direct),
+		"-blockdev", fmt.Sprintf("driver=%s,node-name=%s,read-only=%s,cache.direct=%s,file.driver=%s,file.filename=%s,file.aio=io_uring,file.cache.direct=%s,discard=unmap",
+			format, id, readOnly, direct, kind, strings.ReplaceAll(d.path, ",", ",,"), direct),
 		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,num-queues=%d,iothread=io-%s", id, cpus, id),
 	}
 }

@@ -7,6 +7,6 @@ func All() []Benchmark {
 	return append(list,
 		framesIdle(), namingPass(), restoreNative(), migrateNative(), migrateCurve(),
 		bootLinux(), bootEntry(),
-		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(), migrateAnchor(),
+		disk("none"), disk("writeback"), namesDisk(), namesFrames(), network(), snapshotAnchor(), clonesPSS(), migrateAnchor(),
 	)
 }
