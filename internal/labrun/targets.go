@@ -105,6 +105,7 @@ func Proofs() []Proof {
 		{ID: "snapshot-killed", Package: "./cmd/ditto", Run: "^TestSnapshotKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-client-killed", Package: "./cmd/ditto", Run: "^TestSnapshotClientKilled$", Where: Native, Timeout: 30 * time.Minute},
 		{ID: "snapshot-linux", Package: "./internal/e2e", Run: "^TestLinuxSnapshot$", Where: InLab, Timeout: 60 * time.Minute},
+		{ID: "snapshot-load", Package: "./internal/e2e", Run: "^TestLinuxSnapshotUnderLoad$", Where: InLab, Timeout: 60 * time.Minute},
 		{ID: "clones-bridge", Package: "./internal/e2e", Run: "^TestLinuxClonesOnABridge$", Where: InLab, Timeout: 30 * time.Minute},
 		{ID: "migrate-killed", Package: "./cmd/ditto", Run: "^TestMigrateKilled$", Where: Native, Timeout: 60 * time.Minute},
 		{ID: "upgrade-killed", Package: "./cmd/ditto", Run: "^TestUpgradeKilled$", Where: Native, Timeout: 60 * time.Minute},
