@@ -57,10 +57,14 @@ func TestUpgradeKilled(t *testing.T) {
 
 	rounds, kills := labtest.Count(4, 60), 0
 	where := map[string]int{}
-	for range rounds {
+	for i := range rounds {
 		for _, victim := range []string{"client", "old", "new"} {
 			u := &upgradeCut{saveHome: newSaveHome(t, "w", "32M,memfd", machine), victim: victim}
-			where[victim+" killed: "+u.after(rand.N(took))]++
+			delay := rand.N(took)
+			if i == 0 {
+				delay = 0 // when the new one has hardly begun
+			}
+			where[victim+" killed: "+u.after(delay)]++
 			u.nothingLeft()
 			kills++
 		}
@@ -104,7 +108,12 @@ func (u *upgradeCut) after(delay time.Duration) string {
 			u.t.Fatal(err)
 		}
 	}
-	<-ended
+	select {
+	case <-ended:
+	case <-time.After(2 * time.Minute):
+		_ = client.Process.Kill()
+		u.t.Fatalf("%s killed after %s: the client does not end: %s", u.victim, delay, client.Stderr)
+	}
 	return u.settle(pids)
 }
 

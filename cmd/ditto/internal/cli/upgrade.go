@@ -221,6 +221,9 @@ func (u *upgrading) follow() {
 	if u.failed == nil {
 		return
 	}
+	if err := u.unblock(); err != nil {
+		return // the outcome cannot be asked for, and is looked for in vain
+	}
 	for {
 		c, err := u.listener.Accept()
 		if err != nil {
@@ -228,6 +231,18 @@ func (u *upgrading) follow() {
 		}
 		_ = live.AnswerOutcome(c, upgradeStall, u.outcomes.Lookup) // who asks wrongly gets nothing
 	}
+}
+
+// unblock makes accepting end when the listener is closed. Handing it to a process
+// makes the socket one that blocks, for both, until that process has begun.
+func (u *upgrading) unblock() error {
+	raw, err := u.listener.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.SetNonblock(int(fd), true) })
+	return errors.Join(err, failed)
 }
 
 // why is the reason of the new process, if it has given up.
