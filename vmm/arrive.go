@@ -92,6 +92,7 @@ func (a *Arrival) prepare(ctx context.Context, o live.Offer) (err error) {
 	if err := m.build(ctx, a.opts); err != nil {
 		return err
 	}
+	state.Warm() // the guest stands still when its state comes
 	// Devices have put there what the guest will not find.
 	m.mem.SetObserver(nil)
 	if m.naming != nil {
