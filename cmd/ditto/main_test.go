@@ -66,7 +66,26 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	h.env = append(os.Environ(), "XDG_RUNTIME_DIR="+h.runDir, "XDG_STATE_HOME="+h.state)
+	t.Cleanup(h.endAll)
 	return h
+}
+
+// endAll ends the machines that a test which failed has left.
+func (h *home) endAll() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	run := func(args ...string) string {
+		cmd := exec.CommandContext(ctx, h.path, args...)
+		cmd.Env = h.env
+		out, err := cmd.Output()
+		if err != nil {
+			h.t.Logf("ditto %s: %v", strings.Join(args, " "), err)
+		}
+		return string(out)
+	}
+	for name := range strings.FieldsSeq(run("ps", "-q")) {
+		run("kill", name)
+	}
 }
 
 // do runs ditto to its end with an empty standard input.
