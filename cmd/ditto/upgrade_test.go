@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -145,13 +147,37 @@ func (u *upgradeCut) settle(pids map[string]int) string {
 			u.writes("w")
 			u.finish("w")
 			return who
-		case state == "" && u.victim != "client":
+		case state == "" && !alive(pids["old"]) && !alive(pids["new"]):
+			// Right if the one that is killed had it: the new one once it has committed.
+			if committed := u.committed(); u.victim == "client" || committed != (u.victim == "new") {
+				u.t.Fatalf("%s killed: the machine is lost, committed: %t", u.victim, committed)
+			}
 			return "nobody has it"
 		}
 		if time.Now().After(deadline) {
 			u.t.Fatalf("%s killed: the machine is %q, the old process lives: %t, the new one: %t", u.victim, u.running("w"), alive(pids["old"]), alive(pids["new"]))
 		}
 	}
+}
+
+// committed reports whether the new process has taken the machine over, as it
+// writes down for those who ask later.
+func (u *upgradeCut) committed() bool {
+	u.t.Helper()
+	outcomes, err := filepath.Glob(filepath.Join(u.runDir, "ditto", ".migrations", "*"))
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	for _, path := range outcomes {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			u.t.Fatal(err)
+		}
+		if strings.HasPrefix(string(text), "committed") {
+			return true
+		}
+	}
+	return false
 }
 
 // alive reports whether a process runs.

@@ -88,7 +88,7 @@ type Report struct {
 	// out ([InDoubtError]).
 	Outcome Outcome `json:"outcome"`
 	Where   string  `json:"where,omitempty"`
-	Mode    string  `json:"mode"` // precopy, stop (by time-out, or since nothing is tracked) or postcopy
+	Mode    string  `json:"mode"` // precopy, stop (by time-out, or since nothing is tracked), postcopy or shared
 	RAM     uint64  `json:"ram"`  // bytes of guest memory
 	Sent    Traffic `json:"sent"`
 	Pages   Pages   `json:"pages"`

@@ -197,12 +197,15 @@ func (s *sender) migrate(ctx context.Context) (err error) {
 	if err := s.nameAll(); err != nil {
 		return err
 	}
-	if s.offer.Shared {
+	switch {
+	case s.offer.Shared:
 		s.report.Mode = modeShared
-	} else if s.offer.Untracked {
-		s.report.Mode = "stop"
-	} else if err := s.precopy(); err != nil {
-		return err
+	case s.offer.Untracked:
+		s.report.Mode = modeStop
+	default:
+		if err := s.precopy(); err != nil {
+			return err
+		}
 	}
 	if err := s.standStill(); err != nil {
 		return err

@@ -39,8 +39,8 @@ while the guest runs, as in a migration, which takes as much free memory again.
 
 Whatever fails, the machine runs on in its old process, up to the commit: the
 moment in which the new process takes over. Until then the new process cannot
-change a byte of memory that is shared. Ctrl-C cancels until then. How long the guest stood still
-is printed.
+change a byte of memory that is shared, and Ctrl-C cancels. How long the guest
+stood still is printed.
 
 User-mode networks begin anew: connections through them end, and their port
 forwards move with the machine. A machine whose root is a temporary overlay
